@@ -1,0 +1,1 @@
+"""Prefect flows, the runners and the command line."""

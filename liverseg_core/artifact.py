@@ -1,0 +1,272 @@
+"""The one cache: an artifact is complete if and only if its manifest exists.
+
+`produce` computes a key from content, returns what is there, or makes it in a staging folder and commits it
+with one rename. The manifest lists what went in and every file that came out, so cache and provenance are
+one file. The staging folder's name depends on the key alone: a killed training finds its own checkpoint.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from liverseg_core.errors import LiversegError
+
+MANIFEST = "manifest.json"
+Facts = dict[str, Any]
+
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's word, the folder its artifacts live in, and the version of its code.
+
+    Raise `version` whenever the same inputs and config would give other bytes.
+    """
+
+    name: str
+    folder: str
+    version: int
+    libraries: tuple[str, ...] = ()
+    """Packages whose version decides the bytes, and so is part of the key."""
+    resumable: bool = False
+    """Whether a killed `make` continues in what it left, or starts from an empty folder."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides an artifact's content: its config section and the keys of its inputs."""
+
+    stage: Stage
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """First 32 hex digits of the SHA-256 of the canonical JSON of everything that decides the content."""
+        stage = [self.stage.name, self.stage.version, library_versions(self.stage.libraries)]
+        return digest_json([*stage, self.config, self.inputs])[:32]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    cached: bool
+
+    @property
+    def key(self) -> str:
+        """The content key, which is also the folder's name."""
+        return self.path.name
+
+    @property
+    def facts(self) -> Facts:
+        """The small JSON record that the stage hands on."""
+        facts: Facts = self.manifest["facts"]
+        return facts
+
+
+def digest_json(value: object) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def produce(store: Path, recipe: Recipe, make: Callable[[Path], Facts]) -> Artifact:
+    """Return the artifact of this recipe, making it only if it is not there.
+
+    Args:
+        store: The store's root folder.
+        recipe: What decides the content.
+        make: Writes the artifact's files into the folder it is given and returns its facts.
+
+    Raises:
+        LiversegError: LS601 when another process is making it; LS501 when its manifest is unreadable;
+            LS701 when the store can't be written.
+    """
+    final = store / recipe.stage.folder / recipe.key
+    found = load(final)
+    if found is not None:
+        return found
+    staging = final.with_name(f".staging-{recipe.key}")
+    with _writable(final.parent), _lock(staging.with_suffix(".lock")):
+        found = load(final)  # the process that held the lock may just have committed it
+        if found is not None:
+            return found
+        if not recipe.stage.resumable:
+            shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(exist_ok=True)
+        started = time.monotonic()
+        facts = make(staging)
+        manifest = _manifest(recipe, staging, facts, time.monotonic() - started)
+        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        _commit(staging, final)
+    return Artifact(final, manifest, cached=False)
+
+
+def load(path: Path) -> Artifact | None:
+    """Return the artifact at `path`, or None where there is no complete one."""
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        manifest = json.loads(text)
+        if manifest["key"] != path.name:
+            raise ValueError("key")
+    except (ValueError, KeyError, TypeError):
+        raise LiversegError(
+            "LS501",
+            f"{path / MANIFEST} is damaged",
+            "the manifest that liverseg wrote",
+            f"Delete the folder {path} and run the same command again; only this artifact is made anew",
+        ) from None
+    return Artifact(path, manifest, cached=True)
+
+
+def verify(artifact: Artifact) -> None:
+    """Check every file of an artifact against its manifest.
+
+    Raises:
+        LiversegError: LS502 naming the first file that is missing, changed or unexpected.
+    """
+    listed = {entry["path"]: entry for entry in artifact.manifest["files"]}
+    present = {str(path.relative_to(artifact.path)) for path in _files(artifact.path)} - {MANIFEST}
+    for name in sorted(listed.keys() | present):
+        path = artifact.path / name
+        if name not in present:
+            trouble = "is missing"
+        elif name not in listed:
+            trouble = "is not in the manifest"
+        elif _sha256(path) != listed[name]["sha256"]:
+            trouble = "does not match its checksum"
+        else:
+            continue
+        raise LiversegError(
+            "LS502",
+            f"{path} {trouble}",
+            "exactly the files that the manifest lists, unchanged",
+            f"Delete the folder {artifact.path} and run the same command again",
+        )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _manifest(recipe: Recipe, staging: Path, facts: Facts, seconds: float) -> dict[str, Any]:
+    files = sorted(path for path in _files(staging) if path.name != MANIFEST)
+    return {
+        "stage": recipe.stage.name,
+        "version": recipe.stage.version,
+        "key": recipe.key,
+        "config": recipe.config,
+        "inputs": recipe.inputs,
+        "files": [
+            {"path": str(path.relative_to(staging)), "size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        ],
+        "facts": facts,
+        "git_commit": git_commit(),
+        "libraries": library_versions(recipe.stage.libraries),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _commit(staging: Path, final: Path) -> None:
+    for path in [*_files(staging), *(folder for folder in staging.rglob("*") if folder.is_dir()), staging]:
+        _sync(path)
+    if final.exists():  # no manifest, or we would not be here: the rest of something broken by hand
+        shutil.rmtree(final)
+    staging.rename(final)
+    _sync(final.parent)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into coded errors."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise LiversegError(
+            "LS701" if full else "LS203",
+            f"cannot write to the store at {folder}: {error.strerror or error}",
+            "a folder that this user may write to, on a disk with free space",
+            "Free some space, correct the permissions or pass another --store; finished work is kept",
+        ) from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an artifact's lock; the kernel drops it when its holder dies, however it dies."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LiversegError(
+                "LS601",
+                f"{path.stem.removeprefix('.staging-')} is being made by another run ({file.read().strip()})",
+                "one run per artifact at a time",
+                "Wait for it to end, or stop it, then run the same command again",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+        path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Sequence[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions without the local part, so that a CPU and a GPU build share their artifacts."""
+    return {name: version(name).partition("+")[0] for name in names}
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the code that runs, with `+dirty`, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,138 @@
+"""Settings: one frozen section per stage. Flags > environment > YAML > defaults (flows/settings.py merges).
+
+A core function gets only its own section, and that section is exactly what its artifact's key hashes and
+what MLflow records. What changes speed but never results (workers, device) lives in `compute` alone.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical(self) -> dict[str, Any]:
+        """The section as plain JSON values, for keys and for tracking."""
+        return self.model_dump(mode="json")
+
+
+class IngestConfig(Section):
+    """How a scan becomes a stored case."""
+
+    spacing_mm: Spacing | None = (1.0, 1.0, 1.0)
+    """Target spacing; null keeps the scan's own, times `shrink`."""
+    shrink: PositiveFloat = 1.0
+    """With `spacing_mm: null`: 2 halves every axis."""
+    label_interpolation: Literal["vote", "nearest"] = "vote"
+    positions_per_class: PositiveInt = 2000
+    """How many voxel positions of each class a case remembers for patch sampling."""
+
+
+class SplitConfig(Section):
+    """Which cases train and which validate."""
+
+    validation: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """A number of cases, or a fraction of the labelled ones."""
+    seed: int = 0
+    datalist: str | None = None
+    """A `dataset_0.json` with `training` and `validation` lists; overrides the draw."""
+
+
+class NetworkConfig(Section):
+    """A MONAI network by name."""
+
+    name: Literal["unet"] = "unet"
+    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    residual_units: int = Field(1, ge=0)
+    norm: Literal["instance", "batch"] = "instance"
+
+
+class AugmentConfig(Section):
+    """torchio transforms, each with its probability."""
+
+    affine_probability: Probability = 0.0
+    scales: PositiveFloat = 0.1
+    """Scale factors are drawn from 1 − scales to 1 + scales."""
+    degrees: Annotated[float, Field(ge=0)] = 10.0
+    noise_probability: Probability = 0.0
+    noise_std: PositiveFloat = 0.1
+    """In units of the normalised intensity."""
+    gamma_probability: Probability = 0.0
+    log_gamma: PositiveFloat = 0.3
+
+
+class TrainConfig(Section):
+    """The training recipe."""
+
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    patch_size: Triple = (96, 96, 96)
+    batch_size: PositiveInt = 2
+    steps: PositiveInt = 26_250
+    class_mixture: tuple[Probability, Probability, Probability] = (0.2, 0.3, 0.5)
+    """How often a patch is centred on background, liver, tumour."""
+    window_hu: tuple[float, float] = (-200.0, 300.0)
+    """Mapped linearly to (−1, 1), clipped outside."""
+    loss: Literal["dice_ce", "bce"] = "dice_ce"
+    optimiser: Literal["adam", "adamw"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    gradient_clip: PositiveFloat | None = 12.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: PositiveInt = 100
+    log_every: PositiveInt = 10
+    seed: int = 0
+
+
+class EvaluateConfig(Section):
+    """Sliding-window inference and what is shown of it."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of a window that overlaps its neighbour."""
+    batch_size: PositiveInt = 4
+    pictures: Annotated[int, Field(ge=0)] = 4
+    """How many of the worst cases get an overlay picture."""
+
+
+class RegisterConfig(Section):
+    """Where models are tracked and when one becomes champion."""
+
+    model: str = "liverseg"
+    experiment: str = "liverseg"
+    tracking_uri: str | None = None
+    """Default: SQLite beside the store."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """A candidate whose mean Dice is lower by no more than this still becomes champion."""
+
+
+class ComputeConfig(Section):
+    """Changes how fast, never what: in no key."""
+
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Dask worker processes; null: one per core; 0: no Dask, in this process."""
+    dask: str | None = None
+    """Address of a running Dask scheduler."""
+    device: str = "auto"
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    resident_mb: Annotated[int, Field(ge=0)] = 2048
+    """Training cases that fit in this much memory together are read once."""
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    source: str | None = None
+    store: str = "liverseg-store"
+    ingest: IngestConfig = IngestConfig()
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+    compute: ComputeConfig = ComputeConfig()

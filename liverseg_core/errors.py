@@ -1,0 +1,48 @@
+"""Coded errors. The first digit of a code is the exit code of its class (docs/errors.md)."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process exits with, by class of error."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    UNREACHABLE = 4
+    CORRUPT = 5
+    LOCKED = 6
+    RESOURCES = 7
+    PARTIAL = 8
+    REFUSED = 9
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class LiversegError(Exception):
+    """An error a user can act on: what is wrong, what is allowed, what to do.
+
+    Args:
+        code: `LSnnn`; its first digit is the exit code.
+        what: What was found, naming file, member, field and value.
+        allowed: What would have been accepted.
+        remedy: What the user can do now.
+
+    Example:
+        >>> str(LiversegError("LS301", "scan.nii.gz: 5 dimensions", "3", "Split it into 3-D files"))
+        'LS301: scan.nii.gz: 5 dimensions. Allowed: 3. Split it into 3-D files.'
+    """
+
+    def __init__(self, code: str, what: str, allowed: str, remedy: str) -> None:
+        # All four go to Exception.args: an error crosses a Dask worker's pickle boundary whole.
+        super().__init__(code, what, allowed, remedy)
+        self.code, self.what, self.allowed, self.remedy = code, what, allowed, remedy
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The process exit code of this error's class."""
+        return ExitCode(int(self.code[2]))
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.what}. Allowed: {self.allowed}. {self.remedy}."
