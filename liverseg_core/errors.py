@@ -46,3 +46,17 @@ class LiversegError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.what}. Allowed: {self.allowed}. {self.remedy}."
+
+
+class Interrupted(LiversegError):
+    """A signal stopped the work after everything needed to go on was saved."""
+
+    def __init__(self, signal_number: int, what: str) -> None:
+        super().__init__("LS100", what, "stopping at any time", "Run the same command again to go on from there")
+        self.args = (signal_number, what)  # what the constructor takes, for pickle
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """130 after SIGINT, 143 after SIGTERM."""
+        return ExitCode(128 + self.signal_number)
