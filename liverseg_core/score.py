@@ -38,9 +38,7 @@ def score(prediction: Path, reference: Path) -> dict[str, Any]:
 def _score(prediction: Path, reference: Path) -> CaseScore:
     predicted, truth = read_nifti(prediction), read_nifti(reference)
     _check_same_grid(prediction.name, predicted, truth)
-    x, y, z = np.linalg.norm(truth.affine[:3, :3], axis=0).tolist()
-    labels = as_label(predicted, str(prediction)), as_label(truth, str(reference))
-    return score_case(_case(reference), *labels, (x, y, z))
+    return score_case(_case(reference), as_label(predicted), as_label(truth), truth.header.grid.spacing_mm)
 
 
 def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:
@@ -91,7 +89,9 @@ def _check_same_grid(name: str, prediction: Volume, reference: Volume) -> None:
         trouble = f"shape {shapes[0]} against {shapes[1]}"
     else:
         corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shapes[0]))])
-        distance = np.linalg.norm(corners @ (prediction.affine - reference.affine).T, axis=1).max()
+        distance = np.linalg.norm(
+            corners @ (prediction.header.affine - reference.header.affine).T, axis=1
+        ).max()
         if distance > PLACE_TOLERANCE_MM:
             trouble = f"corners up to {distance:.2f} mm apart"
     if trouble:

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from liverseg_core import measures
 from liverseg_core.errors import LiversegError
 from liverseg_core.measures import GROUPS, CaseScore, Overlap, confusion, count, score_case, summarise
+from liverseg_core.score import score
 
 VOXEL_MM = (0.5, 0.8, 2.5)  # 1 mm³, so that 1,000 voxels are 1 ml
 LABELS = hnp.arrays(np.uint8, st.just((4, 3, 5)), elements=st.integers(0, 2))
@@ -91,8 +92,8 @@ def test_volumes_of_anisotropic_voxels() -> None:
 
 @given(LABELS, LABELS)
 def test_a_record_survives_json(prediction: np.ndarray, reference: np.ndarray) -> None:
-    score = score_case("a", prediction, reference, VOXEL_MM)
-    assert CaseScore.from_record(json.loads(json.dumps(score.record(), allow_nan=False))) == score
+    scored_case = score_case("a", prediction, reference, VOXEL_MM)
+    assert CaseScore.from_record(json.loads(json.dumps(scored_case.record(), allow_nan=False))) == scored_case
 
 
 @given(LABELS, LABELS)
@@ -145,8 +146,6 @@ def labels() -> np.ndarray:
 
 
 def test_score_of_two_files(tmp_path: Path, labels: np.ndarray) -> None:
-    from liverseg_core.score import score
-
     found = score(write(tmp_path / "p" / "a.nii.gz", labels), write(tmp_path / "r" / "b.nii", labels))
     (case,) = found["cases"]
     assert case["liver"]["dice"] == found["summary"]["tumour"]["dice"] == 1
@@ -154,8 +153,6 @@ def test_score_of_two_files(tmp_path: Path, labels: np.ndarray) -> None:
 
 
 def test_score_of_two_folders(tmp_path: Path, labels: np.ndarray) -> None:
-    from liverseg_core.score import score
-
     for name in ("x", "y"):
         write(tmp_path / "p" / f"{name}.nii.gz", labels)
         write(tmp_path / "r" / f"{name}.nii.gz", labels)
@@ -167,8 +164,6 @@ def test_score_of_two_folders(tmp_path: Path, labels: np.ndarray) -> None:
 
 
 def test_score_refuses_what_is_not_comparable(tmp_path: Path, labels: np.ndarray) -> None:
-    from liverseg_core.score import score
-
     reference = write(tmp_path / "r" / "a.nii.gz", labels)
     moved = np.diag([*VOXEL_MM, 1.0])
     moved[0, 3] = 0.25
