@@ -27,7 +27,6 @@ MANIFEST = "manifest.json"
 Facts = dict[str, Any]
 
 
-
 @dataclass(frozen=True)
 class Stage:
     """A stage's word, the folder its artifacts live in, and the version of its code.
@@ -125,15 +124,16 @@ def load(path: Path) -> Artifact | None:
         return None
     try:
         manifest = json.loads(text)
-        if manifest["key"] != path.name:
-            raise ValueError("key")
+        intact = manifest["key"] == path.name
     except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
         raise LiversegError(
             "LS501",
             f"{path / MANIFEST} is damaged",
             "the manifest that liverseg wrote",
             f"Delete the folder {path} and run the same command again; only this artifact is made anew",
-        ) from None
+        )
     return Artifact(path, manifest, cached=True)
 
 
@@ -264,7 +264,15 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
 @functools.cache
 def git_commit() -> str | None:
     """The commit of the code that runs, with `+dirty`, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+dirty", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+dirty",
+        "--abbrev=40",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

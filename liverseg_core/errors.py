@@ -52,7 +52,9 @@ class Interrupted(LiversegError):
     """A signal stopped the work after everything needed to go on was saved."""
 
     def __init__(self, signal_number: int, what: str) -> None:
-        super().__init__("LS100", what, "stopping at any time", "Run the same command again to go on from there")
+        super().__init__(
+            "LS100", what, "stopping at any time", "Run the same command again to go on from there"
+        )
         self.args = (signal_number, what)  # what the constructor takes, for pickle
         self.signal_number = signal_number
 

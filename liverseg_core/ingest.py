@@ -1,0 +1,161 @@
+"""One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import igzip
+from jaxtyping import Shaped
+
+from liverseg_core.artifact import Artifact, Facts, Recipe, Stage, produce
+from liverseg_core.config import IngestConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.fingerprint import Fingerprint
+from liverseg_core.geometry import Grid, Orientation, canonical_orientation, resampled_grid
+from liverseg_core.nifti import GZIP, NiftiHeader, Volume, as_hu, as_label, decode
+from liverseg_core.resample import resample_image, resample_label
+from liverseg_core.source import CaseSource
+from liverseg_core.store import CHUNK, NATIVE_LABEL, CaseWriter, slabs
+
+STAGE = Stage("ingest", "cases", version=1, libraries=("numcodecs", "zarr"))
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a scan's stored axes become the axes and grid of its case."""
+
+    orientation: Orientation
+    source: Grid
+    """Canonical grid at the scan's own spacing."""
+    grid: Grid
+    """The case's grid."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What later stages need to know of a stored case."""
+
+    case: str
+    key: str
+    labelled: bool
+    tumour: bool
+    flagged: bool
+    content: str
+    """Equal for two cases of equal voxels."""
+
+
+def record(artifact: Artifact) -> CaseRecord:
+    """The record of a stored case."""
+    facts = artifact.facts
+    fingerprint = facts["fingerprint"]
+    return CaseRecord(
+        case=facts["case"],
+        key=artifact.key,
+        labelled=facts["labelled"],
+        tumour=fingerprint["voxels"][2] > 0,
+        flagged=bool(facts["flags"]),
+        content=fingerprint["content"],
+    )
+
+
+def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
+    """What decides a stored case: the scan's and label's content, and the ingest section."""
+    label = case.label.digest if case.label else None
+    inputs = {"case": case.case, "image": case.image.digest, "label": label}
+    return Recipe(STAGE, config.canonical(), inputs)
+
+
+def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact:
+    """Store one case, unless it is stored already.
+
+    Raises:
+        LiversegError: LS303 and LS311 to LS321 for a scan or label that can't be used; LS203, LS601 and LS701
+            for the store.
+    """
+    return produce(store, case_recipe(case, config), lambda folder: _write(case, config, folder))
+
+
+def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
+    """Where a scan with this header ends up under this config."""
+    orientation = canonical_orientation(header.affine)
+    source = orientation.canonical_grid(header.grid)
+    x, y, z = (value * config.shrink for value in source.spacing_mm)
+    return Target(orientation, source, resampled_grid(source, config.spacing_mm or (x, y, z)))
+
+
+def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """The planes of a scan on its case's grid, int16 HU."""
+    canonical = target.orientation.to_canonical(volume.data)
+    planes = (as_hu(volume, np.ascontiguousarray(canonical[:, :, z].T)) for z in range(canonical.shape[2]))
+    return resample_image(planes, target.source, target.grid)
+
+
+def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
+    volume = decode(case.image.read(), case.image.name)
+    target = plan_target(volume.header, config)
+    label_planes: Iterator[Any] = itertools.repeat(None)
+    if case.label:
+        label_bytes = case.label.read()
+        label = decode(label_bytes, case.label.name)
+        _check_match(volume, label)
+        label_planes = _label_planes(label, target, config.label_interpolation)
+        packed = label_bytes if label_bytes[:2] == GZIP else igzip.compress(label_bytes, mtime=0)
+        (folder / NATIVE_LABEL).write_bytes(packed)
+    writer = CaseWriter(folder, target.grid, labelled=case.label is not None)
+    fingerprint = Fingerprint(target.grid.shape, config.positions_per_class)
+    label_slabs = slabs(label_planes) if case.label else label_planes
+    starts = itertools.count(0, CHUNK)
+    for start, image, label_slab in zip(
+        starts, slabs(image_planes(volume, target)), label_slabs, strict=False
+    ):
+        writer.write_slab(start, image, label_slab)
+        fingerprint.add(start, image, label_slab)
+    facts = _facts(case, volume.header, target, fingerprint.facts())
+    writer.finish(case.case, fingerprint.positions(), facts)
+    return facts
+
+
+def _label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    canonical = target.orientation.to_canonical(as_label(volume))
+    planes = (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
+    return resample_label(planes, target.source, target.grid, method)
+
+
+def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Mapping[str, Any]) -> Facts:
+    voxels = fingerprint["voxels"]
+    flags = [*header.flags]
+    if case.label and voxels[1] == 0:
+        flags.append("no-liver")
+    return {
+        "case": case.case,
+        "labelled": case.label is not None,
+        "shape": list(target.grid.shape),
+        "spacing_mm": [round(value, 6) for value in target.grid.spacing_mm],
+        "native_shape": list(header.shape),
+        "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
+        "native_affine": header.affine.tolist(),
+        "flags": flags,
+        "fingerprint": dict(fingerprint),
+    }
+
+
+def _check_match(image: Volume, label: Volume) -> None:
+    """A label must lie on its image's grid, corner by corner within a tenth of a voxel."""
+    same_shape = image.header.shape == label.header.shape
+    apart = np.inf
+    if same_shape:
+        corners = np.array([*itertools.product(*((0, size - 1) for size in image.header.shape))])
+        difference = image.header.affine - label.header.affine
+        apart = float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
+    if apart <= 0.1 * min(image.header.grid.spacing_mm):
+        return
+    distance = f"{apart:.3g} mm apart" if same_shape else f"shapes {image.header.shape}, {label.header.shape}"
+    raise LiversegError(
+        "LS321",
+        f"{label.name} does not lie on {image.name}: {distance}",
+        "a label with its image's shape and affine",
+        "Resample or replace the label",
+    )

@@ -1,0 +1,46 @@
+"""How a function is mapped over cases. The serial runner here defines the semantics; Dask's must match it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from liverseg_core.errors import LiversegError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
+    """What became of one item: a result, or the coded error that stopped it alone."""
+
+    item: Item
+    result: Result | None = None
+    error: LiversegError | None = None
+
+
+class Runner(Protocol):
+    """Maps a function over items and yields outcomes as they complete, in any order.
+
+    A LiversegError becomes that item's outcome; any other exception is a bug and ends the map.
+    """
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Outcome[Item, Result]]:
+        """Call `function` on every item."""
+        ...
+
+
+class SerialRunner:
+    """One item after the other, in this process."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Outcome[Item, Result]]:
+        """Call `function` on every item, in order."""
+        for item in items:
+            try:
+                yield Outcome(item, function(item))
+            except LiversegError as error:
+                yield Outcome(item, error=error)

@@ -1,0 +1,192 @@
+"""A case on disk: OME-Zarr 0.5 that viewers open, and beside it what training needs.
+
+This is the only place that knows both axis orders: volumes are (x, y, z), x fastest; Zarr arrays are
+(z, y, x), so that `.T` is a free view.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Shaped
+from safetensors.numpy import load_file, save_file
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from liverseg_core.arrays import Positions, Shape
+from liverseg_core.errors import LiversegError
+from liverseg_core.geometry import Grid
+
+IMAGE = "image.ome.zarr"
+POSITIONS = "positions.safetensors"
+NATIVE_LABEL = "label.nii.gz"
+"""The source's own label, byte for byte: evaluation needs no source."""
+CHUNK = 64
+LABEL_NAME = "anatomy"
+CLASSES = ("background", "liver", "tumour")
+COLOURS = {1: (164, 92, 219, 255), 2: (255, 221, 51, 255)}
+"""Liver purple, tumour yellow."""
+OME_VERSION = "0.5"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stored case, opened; voxels are read on demand.
+
+    Args:
+        name: The case's name in its dataset.
+        image: HU, indexed (z, y, x).
+        label: Classes on the same grid, or None for an unlabelled case.
+        grid: Canonical grid of the (x, y, z) volume.
+        positions: Class → voxel indices for patch sampling; empty for an absent class.
+        fingerprint: Intensity and size facts (see fingerprint.py).
+    """
+
+    name: str
+    image: zarr.Array[Any]
+    label: zarr.Array[Any] | None
+    grid: Grid
+    positions: Mapping[int, Positions]
+    fingerprint: Mapping[str, Any]
+
+
+class CaseWriter:
+    """Writes a case's planes as they come, one shard per slab of chunks."""
+
+    def __init__(self, folder: Path, grid: Grid, labelled: bool) -> None:
+        self.folder = folder
+        self.grid = grid
+        shutil.rmtree(folder / IMAGE, ignore_errors=True)
+        self.group = zarr.create_group(folder / IMAGE, zarr_format=3)
+        self.image = _create(self.group, "0", grid, np.dtype(np.int16))
+        self.label = None
+        if labelled:
+            labels = self.group.create_group("labels", attributes={"ome": _ome(labels=[LABEL_NAME])})
+            colours = [{"label-value": value, "rgba": list(rgba)} for value, rgba in COLOURS.items()]
+            properties = [{"label-value": value, "name": CLASSES[value]} for value in COLOURS]
+            described = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
+            ome = _ome(multiscales=_multiscales(grid, LABEL_NAME), **{"image-label": described})
+            anatomy = labels.create_group(LABEL_NAME, attributes={"ome": ome})
+            self.label = _create(anatomy, "0", grid, np.dtype(np.uint8))
+
+    def write_slab(
+        self, start: int, image: Shaped[np.ndarray, "z y x"], label: Shaped[np.ndarray, "z y x"] | None
+    ) -> None:
+        """Write whole planes from z = `start`, a multiple of the chunk size."""
+        self.image[start : start + len(image)] = image
+        if self.label is not None:
+            self.label[start : start + len(image)] = label
+
+    def finish(self, name: str, positions: Mapping[int, Positions], facts: Mapping[str, Any]) -> None:
+        """Write the attributes and the sampling positions."""
+        described = {"case": name, "affine": self.grid.affine.tolist(), **facts}
+        ome = _ome(multiscales=_multiscales(self.grid, name))
+        self.group.attrs.put({"ome": ome, "liverseg": described})
+        save_file(
+            {str(c): np.ascontiguousarray(found) for c, found in positions.items()}, self.folder / POSITIONS
+        )
+
+
+def open_case(folder: Path) -> Case:
+    """Open a stored case.
+
+    Raises:
+        LiversegError: LS503 when a part of it is missing or unreadable.
+    """
+    try:
+        group = zarr.open_group(folder / IMAGE, mode="r")
+        facts: Any = group.attrs["liverseg"]
+        image = group["0"]
+        label = group.get(f"labels/{LABEL_NAME}/0")
+        positions = {int(c): found for c, found in load_file(folder / POSITIONS).items()}
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    z, y, x = image.shape
+    grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
+    return Case(facts["case"], image, label, grid, positions, facts["fingerprint"])
+
+
+def read_box(array: zarr.Array[Any], start: Shape, size: Shape, fill: int) -> Shaped[np.ndarray, "x y z"]:
+    """Read a box, touching only the chunks under it.
+
+    Args:
+        array: A case's image or label.
+        start: First voxel (x, y, z); may lie outside the volume.
+        size: Voxels along x, y, z.
+        fill: Value outside the volume.
+
+    Raises:
+        LiversegError: LS503 when a chunk fails its checksum.
+    """
+    shape = array.shape[::-1]
+    inside = [(max(a, 0), min(a + n, limit)) for a, n, limit in zip(start, size, shape, strict=True)]
+    box = np.full(size[::-1], fill, array.dtype).T
+    if all(low < high for low, high in inside):
+        source = tuple(slice(low, high) for low, high in reversed(inside))
+        target = tuple(slice(low - a, high - a) for a, (low, high) in zip(start, inside, strict=True))
+        try:
+            box[target] = np.asarray(array[source]).T
+        except (ValueError, RuntimeError) as error:
+            raise _damaged(Path(str(array.store_path)), error) from None
+    return box
+
+
+def read_volume(array: zarr.Array[Any]) -> Shaped[np.ndarray, "x y z"]:
+    """Read a whole image or label, x fastest."""
+    return read_box(array, (0, 0, 0), array.shape[::-1], 0)
+
+
+def slabs(planes: Iterable[Shaped[np.ndarray, "y x"]]) -> Iterable[Shaped[np.ndarray, "z y x"]]:
+    """Group planes into slabs as thick as a chunk."""
+    slab: list[np.ndarray] = []
+    for plane in planes:
+        slab.append(plane)
+        if len(slab) == CHUNK:
+            yield np.stack(slab)
+            slab = []
+    if slab:
+        yield np.stack(slab)
+
+
+def _create(group: zarr.Group, name: str, grid: Grid, dtype: np.dtype[Any]) -> zarr.Array[Any]:
+    x, y, z = grid.shape
+    return group.create_array(
+        name,
+        shape=(z, y, x),
+        dtype=dtype,
+        chunks=(CHUNK, CHUNK, CHUNK),
+        shards=(CHUNK, -(-y // CHUNK) * CHUNK, -(-x // CHUNK) * CHUNK),
+        # Zarr's default codecs miss every flipped bit; crc32c names them all.
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+        dimension_names=("z", "y", "x"),
+        # A missing chunk reads as zeros without an error, so every chunk is written.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _ome(**content: object) -> dict[str, Any]:
+    return {"version": OME_VERSION, **content}
+
+
+def _multiscales(grid: Grid, name: str) -> list[dict[str, Any]]:
+    """Scale and first-voxel place; direction cosines, which the format can't hold, are in our attributes."""
+    transforms = [
+        {"type": "scale", "scale": list(grid.spacing_mm[::-1])},
+        {"type": "translation", "translation": [float(value) for value in grid.affine[2::-1, 3]]},
+    ]
+    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    return [
+        {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
+    ]
+
+
+def _damaged(place: Path, error: Exception) -> LiversegError:
+    return LiversegError(
+        "LS503",
+        f"{place} cannot be read ({error})",
+        "the files that ingest wrote",
+        "Delete the case's folder and run the same command again",
+    )
