@@ -111,8 +111,9 @@ class Texture:
 
 def union(a: Volume, b: Volume, blend_mm: float) -> Volume:
     """The depth of two shapes grown together, with a fillet of about `blend_mm`."""
-    h: Volume = np.clip(0.5 + (a - b) * (0.5 / blend_mm), 0, 1)
-    return b + h * (a - b) + blend_mm * h * (1 - h)
+    share = np.clip(0.5 + (a - b) * (0.5 / blend_mm), 0, 1)
+    grown: Volume = b + share * (a - b) + blend_mm * share * (1 - share)
+    return grown
 
 
 def blend(image: Volume, depth: Volume, hu: float | Volume, soft_mm: float) -> None:
