@@ -1,0 +1,281 @@
+"""MLflow runs: where they are kept, one per training key, metrics that survive a server's absence.
+
+This module, `tasks/publish.py` and `tasks/registry.py` alone import mlflow, and are themselves imported only
+where a stage has something to record: a cached rerun never pays the second that the import takes.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import psutil  # type: ignore[import-untyped]
+from sqlalchemy.exc import SQLAlchemyError
+
+from liverseg_core.errors import LiversegError
+
+# MLflow reads these at import and at every request. Said by the user, they stay as they are.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient, set_tracking_uri  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import set_model  # noqa: E402
+from mlflow.pyfunc import PythonModel  # noqa: E402
+from mlflow.telemetry import set_telemetry_client  # noqa: E402
+
+__all__ = [
+    "MetricLog",
+    "PythonModel",
+    "Tracking",
+    "connect",
+    "find_run",
+    "finish_run",
+    "open_run",
+    "set_model",
+]
+
+# MONAI imports MLflow as well, maybe before the lines above had said how.
+set_telemetry_client()
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+LOG = logging.getLogger(__name__)
+KEY, OWNER = "liverseg.model_key", "liverseg.owner"
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+PARAM_LENGTH, BATCH = 6000, 100
+"""MLflow's limits: characters of a parameter, parameters of a request."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs go: a server's URI without its credentials, the experiment, and a local store's folder."""
+
+    uri: str
+    experiment: str
+    folder: Path | None
+
+
+def connect(tracking_uri: str | None, store: Path, experiment: str) -> Tracking:
+    """Point this process at a tracking store and make sure that it answers and has the experiment.
+
+    Args:
+        tracking_uri: As configured; else `MLFLOW_TRACKING_URI`; else SQLite in the store.
+        store: The store's root folder; artifacts go beside the database.
+        experiment: The experiment's name.
+
+    Raises:
+        LiversegError: LS401 when the server does not answer or refuses, within about twelve seconds.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    folder = None if uri else store.resolve()
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with _environment({}):  # MLflow would write the URI there, for every later store and child process
+        set_tracking_uri(uri)
+    shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages
+    with _environment(IMPATIENT), service(shown):
+        client = MlflowClient()
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            location = (folder / "mlflow-artifacts").as_uri() if folder else None
+            with contextlib.suppress(MlflowException):  # another process may just have created it
+                client.create_experiment(experiment, artifact_location=location)
+            found = client.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage != "active":
+            raise MlflowException(f"experiment {experiment} is deleted or cannot be created")
+    return Tracking(shown, found.experiment_id, folder)
+
+
+def open_run(
+    tracking: Tracking, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Return the id of this training key's run, going on with the one there is.
+
+    Runs that died with their process are marked KILLED on the way, so that RUNNING means what it says.
+
+    Args:
+        tracking: From `connect`.
+        key: The training's key.
+        name: What a person sees in the list of runs.
+        params: Settings, nested as they are; logged once, as `train.learning_rate`.
+        tags: More tags.
+
+    Raises:
+        LiversegError: LS401 when the server fails.
+    """
+    with service(tracking.uri):
+        client = MlflowClient()
+        _sweep(client, tracking.experiment)
+        tags = {**tags, KEY: key, OWNER: _owner()}
+        run = _find(client, tracking.experiment, key)
+        if run is None:
+            run = client.create_run(tracking.experiment, tags=tags, run_name=name)
+        run_id: str = run.info.run_id
+        missing = [
+            Param(name, str(value)[:PARAM_LENGTH])
+            for name, value in _flat(params)
+            if name not in run.data.params
+        ]
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        for start in range(0, len(missing), BATCH):
+            client.log_batch(run_id, params=missing[start : start + BATCH])
+        client.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def find_run(tracking: Tracking, key: str) -> str | None:
+    """Return the id of the newest run of a training key, whatever became of it."""
+    with service(tracking.uri):
+        run = _find(MlflowClient(), tracking.experiment, key)
+    return run.info.run_id if run else None
+
+
+def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Say how a run ended."""
+    with service():
+        MlflowClient().set_terminated(run_id, status)
+
+
+class MetricLog:
+    """`log(step, values)` for a training loop, which must never die of a server's absence.
+
+    Values are sent in batches. While the server is away they are kept, with one warning, and offered again
+    now and then; only the end of the `with` block insists. The time stamp of a value is the run's start plus
+    its step in milliseconds, so that what a resumed training logs again is stored once.
+
+    Raises:
+        LiversegError: LS401 at the end, when values are left that could not be delivered.
+    """
+
+    def __init__(self, run_id: str, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic):
+        with service():
+            self._start_ms = int(MlflowClient().get_run(run_id).info.start_time)
+        self._run_id, self._interval_s, self._clock = run_id, interval_s, clock
+        self._kept: list[Metric] = []
+        self._due, self._warned = clock() + interval_s, False
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values by name at a step."""
+        stamp = self._start_ms + step
+        self._kept.extend(Metric(name, float(value), stamp, step) for name, value in values.items())
+        if self._clock() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Offer what is kept, without insisting."""
+        try:
+            with _environment(IMPATIENT):
+                self._send()
+            self._due = self._clock() + self._interval_s
+        except MlflowException as error:
+            self._due = self._clock() + 10 * self._interval_s
+            if not self._warned:
+                LOG.warning(
+                    "MLflow takes no metrics; they are kept while training goes on: %s", _reason(error)
+                )
+            self._warned = True
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            with service():
+                self._send()
+        else:  # the loop's own error is the one to show
+            self.flush()
+
+    def _send(self) -> None:
+        client = MlflowClient()
+        while self._kept:
+            client.log_batch(self._run_id, metrics=self._kept[:1000], synchronous=True)
+            del self._kept[:1000]
+
+
+@contextlib.contextmanager
+def service(uri: str | None = None) -> Iterator[None]:
+    """Turn MLflow's errors into LS401."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        where = f" at {uri}" if uri else ""
+        raise LiversegError(
+            "LS401",
+            f"MLflow{where} failed: {_reason(error)}",
+            "a tracking store that answers and takes writes",
+            "Start it or correct register.tracking_uri, then run the same command again",
+        ) from error
+
+
+def _sweep(client: MlflowClient, experiment: str) -> None:
+    running = client.search_runs(
+        [experiment], f"attributes.status = 'RUNNING' and tags.`{OWNER}` LIKE '{socket.gethostname()} %'"
+    )
+    for run in running:
+        if not _alive(run.data.tags[OWNER]):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _find(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+    return found[0] if found else None
+
+
+def _owner() -> str:
+    """Host, process and the second it started: a process id alone may be used again."""
+    process = psutil.Process()
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+
+
+def _alive(owner: str) -> bool:
+    _, pid, started = owner.rsplit(maxsplit=2)
+    try:
+        age = psutil.Process(int(pid)).create_time() - float(started)
+    except psutil.NoSuchProcess:
+        return False
+    return bool(-2 < age < 2)
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _reason(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    return "no answer" if "failed with exception" in line else line[:200]
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
