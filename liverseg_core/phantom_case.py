@@ -13,8 +13,8 @@ from liverseg_core.phantom_shapes import Axes, Ellipsoid, Grid, Volume, blend, c
 
 Slice = Float32[np.ndarray, "x y"]
 
-SLAB = 16
-"""Slices painted together: few enough that their arrays stay in the processor's cache."""
+SLAB_VOXELS = 1 << 18
+"""Painted together: few enough that the arrays stay in the processor's cache."""
 
 AIR, LUNG, FAT, MUSCLE, MARROW = -1000.0, -840.0, -100.0, 52.0, 180.0
 NOISE_HU = 20.0
@@ -38,8 +38,9 @@ def phantom_case(seed: int, index: int, size: Shape) -> tuple[Image, Label, Affi
     x, y, z = centred_axes(size, (dx, dy, dz))
     image, label = np.empty(size, np.int16, "F"), np.empty(size, np.uint8, "F")
     noise = _noise(np.random.default_rng([seed, index, 2]), size)
-    for start in range(0, size[2], SLAB):
-        part = slice(start, start + SLAB)
+    slab = max(1, SLAB_VOXELS // (size[0] * size[1]))
+    for start in range(0, size[2], slab):
+        part = slice(start, start + slab)
         clean, label[..., part] = _paint(anatomy, (x, y, z[part]), (dx + dy + dz) / 3)
         for k in range(clean.shape[2]):
             image[..., start + k] = np.rint(np.clip(clean[..., k] + next(noise), -1024, 3071))

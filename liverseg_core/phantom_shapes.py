@@ -42,7 +42,8 @@ class Ellipsoid:
 
     def depth(self, grid: Grid) -> Volume:
         """Approximate depth: exact at the surface and for a sphere."""
-        q = sum(((at - c) * (1 / r)) ** 2 for at, c, r in zip(grid, self.centre, self.radii, strict=True))
+        terms = zip(grid, self.centre, self.radii, strict=True)
+        q = sum(((at - c) * (1 / r)) ** 2 for at, c, r in terms if isfinite(r))
         return (1 - np.sqrt(q)) * self.size_mm
 
 

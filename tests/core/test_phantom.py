@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from liverseg_core import phantom_case as scanner
 from liverseg_core.errors import LiversegError
 from liverseg_core.phantom import PhantomSpec, phantom_case, write_phantom_tar
-from liverseg_core.phantom_case import SLAB
 from liverseg_core.phantom_shapes import Ellipsoid, Grid, Texture, centred_axes
 
 SMALL = (40, 40, 24)
@@ -144,13 +144,17 @@ def test_volumes_are_human() -> None:
         assert 180 < spacing_mm[2] * 32 < 260
 
 
-def test_slabs_leave_no_seams() -> None:
-    """A texture is the same however its grid is cut."""
-    texture = Texture.draw(np.random.default_rng(0), (100, 100, 100), 20)
-    x, y, z = centred_axes((20, 20, 40), (5, 5, 2.5))
-    whole = texture.at((x, y, z))
-    np.testing.assert_array_equal(whole[..., SLAB:], texture.at((x, y, z[SLAB:])))
-    assert 0.5 < whole.std() < 1.5
+@pytest.mark.parametrize("voxels", [1, 40 * 40 * 7, 1 << 30])
+def test_slabs_leave_no_seams(voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = phantom_case(0, 2, SMALL)
+    monkeypatch.setattr(scanner, "SLAB_VOXELS", voxels)
+    for whole, cut in zip(expected, phantom_case(0, 2, SMALL), strict=True):
+        np.testing.assert_array_equal(whole, cut)
+
+
+def test_texture_has_unit_variance() -> None:
+    texture = Texture.draw(np.random.default_rng(0), (400, 400, 400), 20)
+    assert texture.at(centred_axes((60, 60, 60), (6, 6, 6))).std() == pytest.approx(1, abs=0.1)
 
 
 def test_depth_of_a_sphere_is_exact() -> None:
