@@ -4,6 +4,8 @@ A grid is a shape and an affine. Canonical means RAS+ axis order reached by perm
 oblique scan stays oblique and every voxel keeps its place in the patient.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +82,14 @@ class AxisMap:
 
     lower: Int32[np.ndarray, " n"]
     weight: Float32[np.ndarray, " n"]
+
+
+def corner_distance_mm(a: Grid, b: Grid) -> float:
+    """How far apart the corners of two grids of one shape are at most; infinite where the shapes differ."""
+    if a.shape != b.shape:
+        return math.inf
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in a.shape))])
+    return float(np.linalg.norm(corners @ (a.affine - b.affine).T, axis=1).max())
 
 
 def canonical_orientation(affine: Affine) -> Orientation:

@@ -1,6 +1,7 @@
 """One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,13 @@ from liverseg_core.artifact import Artifact, Facts, Recipe, Stage, produce
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.fingerprint import Fingerprint
-from liverseg_core.geometry import Grid, Orientation, canonical_orientation, resampled_grid
+from liverseg_core.geometry import (
+    Grid,
+    Orientation,
+    canonical_orientation,
+    corner_distance_mm,
+    resampled_grid,
+)
 from liverseg_core.nifti import GZIP, NiftiHeader, Volume, as_hu, as_label, decode
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource
@@ -78,6 +85,20 @@ def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact
     return produce(store, case_recipe(case, config), lambda folder: _write(case, config, folder))
 
 
+def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:
+    """Read a case's scan and label, checked against each other.
+
+    Raises:
+        LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
+    """
+    image = decode(case.image.read(), case.image.name)
+    if case.label is None:
+        return image, None
+    label = decode(case.label.read(), case.label.name)
+    _check_match(image, label)
+    return image, label
+
+
 def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
     """Where a scan with this header ends up under this config."""
     orientation = canonical_orientation(header.affine)
@@ -94,19 +115,17 @@ def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, 
 
 
 def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
-    volume = decode(case.image.read(), case.image.name)
+    volume, label = read_case(case)
     target = plan_target(volume.header, config)
-    label_planes: Iterator[Any] = itertools.repeat(None)
-    if case.label:
-        label_bytes = case.label.read()
-        label = decode(label_bytes, case.label.name)
-        _check_match(volume, label)
-        label_planes = _label_planes(label, target, config.label_interpolation)
-        packed = label_bytes if label_bytes[:2] == GZIP else igzip.compress(label_bytes, mtime=0)
+    planes: Iterator[Any] = itertools.repeat(None)
+    if case.label and label:
+        planes = label_planes(label, target, config.label_interpolation)
+        packed = case.label.read()
+        packed = packed if packed[:2] == GZIP else igzip.compress(packed, mtime=0)
         (folder / NATIVE_LABEL).write_bytes(packed)
     writer = CaseWriter(folder, target.grid, labelled=case.label is not None)
     fingerprint = Fingerprint(target.grid.shape, config.positions_per_class)
-    label_slabs = slabs(label_planes) if case.label else label_planes
+    label_slabs = slabs(planes) if case.label else planes
     starts = itertools.count(0, CHUNK)
     for start, image, label_slab in zip(
         starts, slabs(image_planes(volume, target)), label_slabs, strict=False
@@ -118,7 +137,8 @@ def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
     return facts
 
 
-def _label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
+def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """The planes of a label on its case's grid, by vote or nearest."""
     canonical = target.orientation.to_canonical(as_label(volume))
     planes = (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
     return resample_label(planes, target.source, target.grid, method)
@@ -144,15 +164,11 @@ def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: M
 
 def _check_match(image: Volume, label: Volume) -> None:
     """A label must lie on its image's grid, corner by corner within a tenth of a voxel."""
-    same_shape = image.header.shape == label.header.shape
-    apart = np.inf
-    if same_shape:
-        corners = np.array([*itertools.product(*((0, size - 1) for size in image.header.shape))])
-        difference = image.header.affine - label.header.affine
-        apart = float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())
+    apart = corner_distance_mm(image.header.grid, label.header.grid)
     if apart <= 0.1 * min(image.header.grid.spacing_mm):
         return
-    distance = f"{apart:.3g} mm apart" if same_shape else f"shapes {image.header.shape}, {label.header.shape}"
+    shapes = f"shapes {image.header.shape} and {label.header.shape}"
+    distance = shapes if math.isinf(apart) else f"corners {apart:.3g} mm apart"
     raise LiversegError(
         "LS321",
         f"{label.name} does not lie on {image.name}: {distance}",

@@ -143,6 +143,13 @@ def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spaci
     return CaseScore(case, spacing_mm, count(prediction, reference))
 
 
+def volumes_ml(label: Label, spacing_mm: Spacing) -> dict[str, float]:
+    """Volume of the liver, its tumours included, and of the tumours, in millilitres."""
+    liver, tumour = (int(np.count_nonzero(label >= lowest)) for lowest in (1, 2))
+    voxel_ml = math.prod(spacing_mm) / 1000
+    return {"liver_ml": liver * voxel_ml, "tumour_ml": tumour * voxel_ml}
+
+
 def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
     """Summarise a set of cases by class group, as plain JSON values.
 

@@ -1,13 +1,12 @@
 """Score label files against label files: two files, or two folders of equally named ones."""
 
+import math
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from liverseg_core.errors import LiversegError
+from liverseg_core.geometry import corner_distance_mm
 from liverseg_core.measures import CaseScore, score_case, summarise
 from liverseg_core.nifti import Volume, as_label, read_nifti
 
@@ -83,21 +82,14 @@ def _case(path: Path) -> str:
 
 def _check_same_grid(name: str, prediction: Volume, reference: Volume) -> None:
     """Raise LS381 unless both grids have one shape and their corners lie in the same places."""
-    shapes = prediction.data.shape, reference.data.shape
-    trouble = None
-    if shapes[0] != shapes[1]:
-        trouble = f"shape {shapes[0]} against {shapes[1]}"
-    else:
-        corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shapes[0]))])
-        distance = np.linalg.norm(
-            corners @ (prediction.header.affine - reference.header.affine).T, axis=1
-        ).max()
-        if distance > PLACE_TOLERANCE_MM:
-            trouble = f"corners up to {distance:.2f} mm apart"
-    if trouble:
-        raise LiversegError(
-            "LS381",
-            f"{name}: prediction and reference are not on one grid ({trouble})",
-            "the same shape and affine",
-            "Predict in the geometry of the scan that the reference was drawn on",
-        )
+    apart = corner_distance_mm(prediction.header.grid, reference.header.grid)
+    if apart <= PLACE_TOLERANCE_MM:
+        return
+    shapes = f"shape {prediction.header.shape} against {reference.header.shape}"
+    trouble = shapes if math.isinf(apart) else f"corners up to {apart:.2f} mm apart"
+    raise LiversegError(
+        "LS381",
+        f"{name}: prediction and reference are not on one grid ({trouble})",
+        "the same shape and affine",
+        "Predict in the geometry of the scan that the reference was drawn on",
+    )

@@ -1,0 +1,77 @@
+"""Verbs about datasets: make a phantom, check a source."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import Dask, Json, Workers, all_overrides, print_json
+from flows.console import DATA, TALK, plain_table, watching
+from liverseg_core.errors import ExitCode, LiversegError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    app.command()(phantom)
+    app.command()(verify)
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="Where to write the tar.")],
+    cases: Annotated[int, typer.Option(min=1, help="Labelled cases.")] = 30,
+    unlabelled: Annotated[int, typer.Option(min=0, help="Unlabelled cases.")] = 4,
+    size: Annotated[str, typer.Option(metavar="X,Y,Z", help="Voxels of every case.")] = "112,112,64",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
+) -> None:
+    """Write a Decathlon tar of made-up abdomens with livers and tumours."""
+    from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+
+    try:
+        x, y, z = (int(part) for part in size.split(","))
+    except ValueError:
+        raise LiversegError("LS207", f"--size {size}", "X,Y,Z", "Write --size 112,112,64") from None
+    spec = PhantomSpec(cases, unlabelled, (x, y, z), seed)
+    with TALK.status("phantom") as status:
+        write_phantom_tar(out, spec, lambda case: status.update(f"phantom {case}"))
+    TALK.print(f"{out}: {cases} labelled and {unlabelled} unlabelled phantom cases")
+
+
+def verify(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")],
+    md5: Annotated[str | None, typer.Option(help="Expected MD5 of the tar.")] = None,
+    workers: Workers = None,
+    dask: Dask = None,
+    as_json: Json = False,
+) -> None:
+    """Check a dataset without writing anything: every scan and label is read whole."""
+    from flows.runners import open_runner
+    from flows.settings import load_settings
+    from liverseg_core.source import open_source
+    from liverseg_core.verify import verify_case
+
+    dataset = open_source(source, md5)
+    compute = load_settings(overrides=all_overrides(None, workers, dask)).compute
+    found = []
+    with watching() as report, open_runner(compute) as runner:
+        for done, outcome in enumerate(runner.map(verify_case, dataset.cases), 1):
+            report.progress("verify", done, len(dataset.cases), outcome.item.case)
+            found.append(outcome.result or {"case": outcome.item.case, "problem": str(outcome.error)})
+    found.sort(key=lambda case: str(case["case"]))
+    problems = sum(case["problem"] is not None for case in found)
+    if as_json:
+        print_json({"dataset": dataset.name, "skipped": dataset.junk, "problems": problems, "cases": found})
+    else:
+        headings = ("case", "shape", "spacing_mm", "labelled", "flags", "problem")
+        cells = ([_cell(case.get(heading)) for heading in headings] for case in found)
+        DATA.print(plain_table(headings, [*cells]))
+        TALK.print(
+            f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members"
+        )
+    if problems:
+        raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
+    return "" if value is None else str(value)

@@ -1,0 +1,166 @@
+"""Verbs that look around: what the store holds, whether the machine is fit, what is installed."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flows.commands.options import Config, Json, Store, print_json
+from flows.console import DATA, TALK, plain_table
+from flows.settings import RECIPES, load_settings
+from liverseg_core.artifact import git_commit, load
+from liverseg_core.config import Settings
+from liverseg_core.errors import ExitCode, LiversegError
+
+FOLDERS = {
+    "ingest": "cases",
+    "split": "datasets",
+    "train": "models",
+    "evaluate": "evaluations",
+    "register": "registrations",
+}
+PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
+SAFE = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}
+"""Outside these, Prefect's server fails without saying so."""
+LOW_DISK_GB = 5
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for verb in (status, doctor, info):
+        app.command()(verb)
+
+
+def status(config: Config = None, store: Store = None, as_json: Json = False) -> None:
+    """What the store holds, stage by stage."""
+    root = Path(load_settings(config, store=store).store)
+    rows = []
+    for stage, folder in FOLDERS.items():
+        paths = sorted((root / folder).glob("*")) if (root / folder).is_dir() else []
+        complete = [path for path in paths if path.is_dir() and not path.name.startswith(".") and load(path)]
+        begun = [path for path in paths if path.is_dir() and path.name.startswith(".staging-")]
+        size = sum(file.stat().st_size for path in complete for file in path.rglob("*") if file.is_file())
+        rows.append(
+            {"stage": stage, "complete": len(complete), "unfinished": len(begun), "mb": round(size / 1e6, 1)}
+        )
+    if as_json:
+        print_json({"store": str(root), "stages": rows})
+    else:
+        DATA.print(plain_table(("stage", "complete", "unfinished", "mb"), [[*row.values()] for row in rows]))
+        TALK.print(f"Store {root}")
+
+
+def doctor(config: Config = None, store: Store = None, as_json: Json = False) -> None:
+    """Check that this machine can do the work: libraries, store, services, device."""
+    settings = load_settings(config, store=store)
+    checks: dict[str, Callable[[Settings], str]] = {
+        "libraries": _check_libraries,
+        "store": _check_store,
+        "device": _check_device,
+        "mlflow": _check_mlflow,
+        "prefect": _check_prefect,
+    }
+    results = [*_examine(settings, checks)]
+    if as_json:
+        print_json(results)
+    else:
+        DATA.print(plain_table(("check", "ok", "found"), [[*row.values()] for row in results]))
+    if not all(row["ok"] for row in results):
+        raise typer.Exit(ExitCode.UNREACHABLE)
+
+
+def info(config: Config = None, as_json: Json = False) -> None:
+    """Versions, recipes and every setting with its value."""
+    settings = load_settings(config)
+    found: dict[str, Any] = {
+        "liverseg": version("liverseg"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "recipes": sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")}),
+        "settings": settings.model_dump(mode="json", by_alias=True),
+    }
+    if as_json:
+        print_json(found)
+    else:
+        flat = [(key, value) for key, value in found.items() if not isinstance(value, dict)]
+        flat += [(key, value) for key, value in found["packages"].items()]
+        flat += [*_flat(found["settings"])]
+        DATA.print(plain_table(("", "value"), flat))
+
+
+def _examine(settings: Settings, checks: dict[str, Callable[[Settings], str]]) -> Iterator[dict[str, Any]]:
+    for name, check in checks.items():
+        try:
+            yield {"check": name, "ok": True, "found": check(settings)}
+        except LiversegError as error:
+            yield {"check": name, "ok": False, "found": str(error)}
+
+
+def _check_libraries(_: Settings) -> str:
+    for name, (lowest, below) in SAFE.items():
+        major, minor = (int(part) for part in version(name).split(".")[:2])
+        if not lowest <= (major, minor) < below:
+            allowed = f"at least {lowest[0]}.{lowest[1]}, below {below[0]}.{below[1]}"
+            remedy = "Install with the constraints file: Prefect's server fails silently otherwise"
+            raise LiversegError("LS209", f"{name} {version(name)}", allowed, remedy)
+    return ", ".join(f"{name} {version(name)}" for name in ("prefect", "mlflow", "torch"))
+
+
+def _check_store(settings: Settings) -> str:
+    root = Path(settings.store).absolute()
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise LiversegError(
+            "LS203", f"{root} can't be written", "a writable folder", "Choose another --store"
+        )
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < LOW_DISK_GB:
+        allowed = f"at least {LOW_DISK_GB} GB free"
+        raise LiversegError("LS701", f"{free:.1f} GB free at {root}", allowed, "Free some space")
+    return f"{root}, {free:.0f} GB free"
+
+
+def _check_device(settings: Settings) -> str:
+    from liverseg_core.model import pick_device
+
+    return f"{pick_device(settings.compute.device)}, {os.cpu_count()} cores"
+
+
+def _check_mlflow(settings: Settings) -> str:
+    uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        return "SQLite in the store"
+    from tasks.tracking import connect
+
+    return connect(uri, Path(settings.store), settings.register_.experiment).uri
+
+
+def _check_prefect(_: Settings) -> str:
+    import httpx
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        return "a temporary API for each run"
+    try:
+        httpx.get(f"{url}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        what = f"no Prefect API answers at {url} ({type(error).__name__})"
+        raise LiversegError("LS404", what, "a running server", "Start it, or unset PREFECT_API_URL") from None
+    return str(url)
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,140 @@
+"""Verbs that use models: predict, score, and what the registry holds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.options import Config, Device, Json, Store, print_json
+from flows.console import DATA, TALK, dice_table, plain_table, watching
+from liverseg_core.errors import LiversegError
+
+registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    app.command()(predict)
+    app.command()(score)
+    registry.command("list")(list_models)
+    app.add_typer(registry, name="models")
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Scans as NIfTI.")],
+    model: Annotated[
+        str, typer.Option(metavar="REF", help="models:/liverseg@champion, runs:/ID or a folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .nii.gz for one scan, else a folder.")],
+    config: Config = None,
+    store: Store = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes in ml."""
+    targets = _targets(images, out)
+    folder = _model_folder(model, config, store)
+    from liverseg_core.measures import volumes_ml
+    from liverseg_core.model import load_model
+    from liverseg_core.nifti import read_nifti, write_label
+    from liverseg_core.predict import segment
+
+    network = load_model(folder, device)
+    found: list[dict[str, Any]] = []
+    with watching() as report:
+        for done, (image, target) in enumerate(zip(images, targets, strict=True)):
+            report.progress("predict", done, len(images), image.name)
+            volume = read_nifti(image)
+            label = segment(network, volume)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_label(target, label, volume.header)
+            found.append(
+                {
+                    "image": str(image),
+                    "label": str(target),
+                    **volumes_ml(label, volume.header.grid.spacing_mm),
+                }
+            )
+    if as_json:
+        print_json(found)
+    else:
+        headings = ("image", "label", "liver_ml", "tumour_ml")
+        rows = [
+            [one["image"], one["label"], f"{one['liver_ml']:.1f}", f"{one['tumour_ml']:.1f}"] for one in found
+        ]
+        DATA.print(plain_table(headings, rows))
+        TALK.print("Research software, not a medical device.")
+
+
+def score(
+    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A label file, or a folder of them.")],
+    reference: Annotated[Path, typer.Argument(metavar="REF", help="The labels to compare with.")],
+    as_json: Json = False,
+) -> None:
+    """Score labels against labels: Dice under three policies, volume errors, volumes."""
+    from liverseg_core.score import score as score_paths
+
+    result = score_paths(prediction, reference)
+    if as_json:
+        print_json(result)
+        return
+    headings = ("case", "liver", "liver_only", "tumour")
+    rows = [
+        [case["case"], *(_dice(case[group]["dice"]) for group in headings[1:])] for case in result["cases"]
+    ]
+    DATA.print(plain_table(headings, rows))
+    DATA.print(dice_table(result["summary"]))
+
+
+def list_models(config: Config = None, store: Store = None, as_json: Json = False) -> None:
+    """List the registered versions, newest first."""
+    from dataclasses import asdict
+
+    from flows.settings import load_settings
+    from tasks.registry import list_versions
+    from tasks.tracking import connect
+
+    settings = load_settings(config, store=store)
+    register = settings.register_
+    versions = list_versions(
+        connect(register.tracking_uri, Path(settings.store), register.experiment), register.model
+    )
+    if as_json:
+        print_json([asdict(version) for version in versions])
+        return
+    headings = ("version", "aliases", "liver", "tumour", "data", "model")
+    tags = ("dice.liver", "dice.tumour", "data_key", "model_key")
+    rows = [
+        [one.version, " ".join(one.aliases), *(one.tags.get(f"liverseg.{tag}", "–")[:12] for tag in tags)]
+        for one in versions
+    ]
+    DATA.print(plain_table(headings, rows))
+
+
+def _targets(images: list[Path], out: Path) -> list[Path]:
+    """Where each scan's label goes."""
+    if len(images) == 1 and out.name.endswith((".nii", ".nii.gz")):
+        return [out]
+    names = [f"{image.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for image in images]
+    if len(set(names)) < len(names) or out.is_file():
+        trouble = f"{out} is a file" if out.is_file() else "two scans of one name would write one file"
+        raise LiversegError(
+            "LS208", trouble, "one label file a scan", "Choose a folder, and scans of distinct names"
+        )
+    return [out / name for name in names]
+
+
+def _model_folder(reference: str, config: str | None, store: str | None) -> Path:
+    if not reference.startswith(("models:/", "runs:/")):
+        return Path(reference)
+    from flows.settings import load_settings
+    from tasks.registry import fetch_model
+    from tasks.tracking import connect
+
+    settings = load_settings(config, store=store)
+    connect(settings.register_.tracking_uri, Path(settings.store), settings.register_.experiment)
+    return fetch_model(reference, Path(settings.store) / "fetched")
+
+
+def _dice(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,146 @@
+"""Verbs that run stages: one of them, or the whole flow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.options import Config, Dask, Json, Overrides, Store, Workers, all_overrides, print_json
+from flows.console import DATA, TALK, dice_table, plain_table, watching
+from flows.settings import load_settings
+from liverseg_core.config import Settings
+from liverseg_core.errors import ExitCode
+
+Source = Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A Decathlon tar or folder.")]
+Record = dict[str, Any]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for verb in (ingest, run, train, evaluate, register):
+        app.command()(verb)
+
+
+def run(
+    source: Source = None,
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    dask: Dask = None,
+    as_json: Json = False,
+) -> None:
+    """The whole flow, in this process: ingest, split, train, evaluate, register."""
+    from flows.local_api import local_api
+
+    every = all_overrides(overrides, workers, dask)
+    load_settings(config, every, source=source, store=store)  # a wrong setting shows before anything starts
+    with local_api() as api, watching():
+        from flows.pipeline import ingest_train_evaluate
+
+        if api:
+            api.wait()
+        result = ingest_train_evaluate(source=source, store=store, config=config, overrides=every)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+    _quarantine(result["ingest"])
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")],
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    dask: Dask = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Resample every case of a dataset into the store; what is stored already is left alone."""
+    from flows.pipeline import open_context
+    from tasks import ingest as stage
+
+    settings = load_settings(config, all_overrides(overrides, workers, dask), source=source, store=store)
+    with watching():
+        context = open_context(settings)
+        if dry_run:
+            planned = stage.plan(context, limit)
+            rows = [(case.case, "stored" if found else "new") for case, found in planned.items()]
+            if as_json:
+                print_json([{"case": case, "state": state} for case, state in rows])
+            else:
+                DATA.print(plain_table(("case", "state"), rows))
+            return
+        result = stage.ingest(context, limit)
+    if as_json:
+        print_json(result)
+    _quarantine(result)
+
+
+def train(
+    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+) -> None:
+    """Bring the model up to date with the stored cases."""
+    _one_stage(load_settings(config, overrides or (), store=store), "train", as_json)
+
+
+def evaluate(
+    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+) -> None:
+    """Bring the evaluation of the model on the validation cases up to date."""
+    _one_stage(load_settings(config, overrides or (), store=store), "evaluate", as_json)
+
+
+def register(
+    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+) -> None:
+    """Bring the registered version of the evaluated model up to date."""
+    _one_stage(load_settings(config, overrides or (), store=store), "register", as_json)
+
+
+def _one_stage(settings: Settings, last: str, as_json: bool) -> None:
+    """Run the stages up to `last` on the stored cases, without Prefect; what is done already is found."""
+    from flows.pipeline import open_context
+    from tasks.evaluate import evaluate as evaluate_stage
+    from tasks.ingest import stored_cases
+    from tasks.register import register as register_stage
+    from tasks.split import split as split_stage
+    from tasks.train import train as train_stage
+
+    with watching():
+        context = open_context(settings)
+        dataset = split_stage(context, stored_cases(context))
+        later: list[tuple[str, Callable[..., Record]]] = [
+            ("train", train_stage),
+            ("evaluate", evaluate_stage),
+            ("register", register_stage),
+        ]
+        results: list[Record] = []
+        for name, stage in later:
+            results.append(stage(context, dataset, *results))
+            if name == last:
+                break
+    if as_json:
+        print_json(results[-1])
+    elif last == "evaluate":
+        DATA.print(dice_table(results[-1]["summary"]))
+
+
+def _show(result: Record) -> None:
+    version, evaluation = result["register"], result["evaluate"]
+    DATA.print(dice_table(evaluation["summary"]))
+    aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
+    TALK.print(f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}")
+    TALK.print(f"Pictures   {Path(evaluation['path']) / 'pictures'}", soft_wrap=True)
+
+
+def _quarantine(cases: Record) -> None:
+    """Name the cases that could not be used, and end with the exit code that says so."""
+    for entry in cases["quarantined"]:
+        TALK.print(f"Quarantined {entry['case']}: {entry['reason']}", soft_wrap=True, markup=False)
+    if cases["quarantined"]:
+        raise typer.Exit(ExitCode.PARTIAL)

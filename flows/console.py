@@ -1,0 +1,120 @@
+"""What people see in a terminal: progress and tables on stderr, data on stdout."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from tasks.context import Report
+
+TALK = Console(stderr=True, highlight=False)
+DATA = Console(highlight=False)
+LOG_INTERVAL_S = 15.0
+
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+def current_report() -> Report:
+    """The report of the surrounding `watching`; outside one, lines in the flow run's log."""
+    return _report.get() or _LogReport()
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Report]:
+    """Show the stages' progress: bars in a terminal, a line for each finished stage elsewhere."""
+    report = _BarReport()
+    token = _report.set(report)
+    try:
+        with report.bars:
+            yield report
+    finally:
+        _report.reset(token)
+
+
+class _BarReport:
+    """A progress bar for the stage at work, and a line for each that is done."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = Progress(*columns, console=TALK, transient=True, disable=not TALK.is_terminal)
+        self.tasks: dict[str, TaskID] = {}
+        self.lap = time.monotonic()
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note="", rate="")
+        seconds = time.monotonic() - self.lap
+        rate = f"{done / seconds:.1f}/s" if seconds > 1 else ""
+        self.bars.update(self.tasks[stage], completed=done, total=total, note=note, rate=rate)
+
+    def finished(self, stage: str, note: str, cached: bool) -> None:
+        if stage in self.tasks:
+            self.bars.remove_task(self.tasks.pop(stage))
+        lap, self.lap = self.lap, time.monotonic()
+        TALK.print(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}")
+
+
+class _LogReport:
+    """Lines in the log of the flow run that this process works for, now and then."""
+
+    def __init__(self) -> None:
+        self.due = time.monotonic() + LOG_INTERVAL_S
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + LOG_INTERVAL_S
+            self._log(f"{stage}: {done} of {total} {note}".rstrip())
+
+    def finished(self, stage: str, note: str, cached: bool) -> None:
+        self._log(f"{stage}: {'cached: ' * cached}{note}")
+
+    def _log(self, line: str) -> None:
+        from prefect.exceptions import MissingContextError
+        from prefect.logging import get_run_logger
+
+        with contextlib.suppress(MissingContextError):
+            get_run_logger().info(line)
+
+
+def dice_table(summary: Mapping[str, Any]) -> Table:
+    """Mean Dice by class under the three policies for classes that neither label has."""
+    table = Table(title=f"Native-space Dice, {summary['cases']} validation cases", title_justify="left")
+    for heading in ("", "mean", "median", "sd", "empty = 1", "pooled"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    names = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)", "tumour": "tumour"}
+    for group, name in names.items():
+        policies = summary[group]["policies"]
+        values = [policies["nan"][part] for part in ("mean", "median", "sd")]
+        values += [policies["lits"]["mean"], policies["pooled"]["mean"]]
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of values as they are."""
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    return table

@@ -1,0 +1,46 @@
+"""The whole project on one page: from a dataset to a registered model."""
+
+from prefect import flow
+
+from flows.console import current_report
+from flows.runners import open_runner
+from flows.settings import load_settings
+from liverseg_core.config import Settings
+from tasks.context import Context, Record
+from tasks.evaluate import evaluate_task
+from tasks.ingest import ingest_task
+from tasks.register import register_task
+from tasks.split import split_task
+from tasks.train import train_task
+
+
+@flow(name="ingest-train-evaluate", persist_result=False, validate_parameters=True)
+def ingest_train_evaluate(
+    source: str | None = None,
+    store: str | None = None,
+    config: str | None = None,
+    overrides: list[str] | None = None,
+) -> Record:
+    """Take a dataset to a registered model; every stage that was done before is found, not done again.
+
+    Args:
+        source: A Decathlon tar or folder.
+        store: Where artifacts live.
+        config: A YAML file, or the name of a recipe.
+        overrides: `key=value`, as after `--set`.
+
+    Returns:
+        One record a stage, by its name.
+    """
+    context = open_context(load_settings(config, overrides or (), source=source, store=store))
+    cases = ingest_task(context)
+    dataset = split_task(context, cases)
+    model = train_task(context, dataset)
+    evaluation = evaluate_task(context, dataset, model)
+    version = register_task(context, dataset, model, evaluation)
+    return {"ingest": cases, "split": dataset, "train": model, "evaluate": evaluation, "register": version}
+
+
+def open_context(settings: Settings) -> Context:
+    """What the stages need, from the settings and from whoever watches this process."""
+    return Context(settings, lambda: open_runner(settings.compute), current_report())

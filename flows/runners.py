@@ -1,0 +1,133 @@
+"""Mapping over cases with Dask. The only place that imports it."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from liverseg_core.config import ComputeConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.runners import Outcome, Runner, SerialRunner
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+IN_FLIGHT_PER_WORKER = 4
+"""Enough to keep a worker busy, few enough that 100,000 cases don't make 100,000 futures."""
+WORKER_WAIT_S = 60
+NO_PROGRESS_S = 1800
+
+
+@contextlib.contextmanager
+def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
+    """Start or reach the workers that the settings ask for.
+
+    Raises:
+        LiversegError: LS402 when no Dask worker answers.
+    """
+    workers = os.cpu_count() or 1 if compute.workers is None else compute.workers
+    if compute.dask is None and workers == 0:
+        yield SerialRunner()
+        return
+    from distributed import Client, LocalCluster
+
+    with contextlib.ExitStack() as stack:
+        try:
+            address = compute.dask or stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    silence_logs="CRITICAL",
+                )
+            )
+            client = stack.enter_context(Client(address, timeout=WORKER_WAIT_S, set_as_default=False))
+            client.wait_for_workers(1, timeout=WORKER_WAIT_S)
+        except (OSError, TimeoutError, ValueError) as error:
+            where = compute.dask or "the local cluster"
+            raise LiversegError(
+                "LS402",
+                f"no Dask worker answers at {where} ({error})",
+                "a scheduler with at least one worker",
+                "Start one, correct --dask, or use --workers 0 to work without Dask",
+            ) from None
+        yield DaskRunner(client)
+
+
+class DaskRunner:
+    """Maps over the workers of a Dask client, a bounded number of items at a time."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Outcome[Item, Result]]:
+        """Call `function` on every item; outcomes come as they complete.
+
+        A worker that dies may take innocent items along, so an item blamed for a death is tried once more,
+        alone, before it is given up with LS702.
+
+        Raises:
+            LiversegError: LS403 when the scheduler is lost or nothing completes for half an hour.
+        """
+        from distributed import KilledWorker
+
+        limit = IN_FLIGHT_PER_WORKER * max(1, len(self.client.nthreads()))
+        waiting, suspects, pending = deque(items), deque[Item](), dict[Any, Item]()
+        while waiting or suspects or pending:
+            while waiting and len(pending) < limit:
+                self._submit(function, waiting.popleft(), pending)
+            alone = not pending
+            if alone:
+                self._submit(function, suspects.popleft(), pending)
+            for future in self._completed(pending):
+                item = pending.pop(future)
+                death = future.exception() if future.status == "error" else None
+                if not isinstance(death, KilledWorker):
+                    yield future.result()
+                elif alone:
+                    yield Outcome(item, error=_worker_died(item))
+                else:
+                    suspects.append(item)
+
+    def _submit(self, function: Callable[[Item], Result], item: Item, pending: dict[Any, Item]) -> None:
+        pending[self.client.submit(_attempt, function, item, pure=False)] = item
+
+    def _completed(self, pending: Iterable[Any]) -> Iterable[Any]:
+        from distributed import CancelledError, wait
+        from distributed.comm import CommClosedError
+
+        try:
+            done = wait(list(pending), timeout=NO_PROGRESS_S, return_when="FIRST_COMPLETED").done
+        except (TimeoutError, CancelledError, CommClosedError) as error:
+            raise _lost(error) from None
+        if any(future.status in ("cancelled", "lost") for future in done):
+            raise _lost("the scheduler went away")
+        finished: Iterable[Any] = done
+        return finished
+
+
+def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
+    return next(iter(SerialRunner().map(function, [item])))
+
+
+def _worker_died(item: object) -> LiversegError:
+    name = getattr(item, "case", item)
+    return LiversegError(
+        "LS702",
+        f"a worker died on {name} again and again, also when it had the worker for itself",
+        "a case that fits a worker's memory",
+        "Give the workers more memory, or leave the case out",
+    )
+
+
+def _lost(reason: object) -> LiversegError:
+    return LiversegError(
+        "LS403",
+        f"Dask stopped answering ({reason})",
+        "a scheduler and workers that keep running",
+        "Restart them and run the same command again; finished cases are kept",
+    )

@@ -1,0 +1,97 @@
+"""How good a model is on the validation cases, in their native space against the source's own labels."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liverseg_core.artifact import Facts, Stage, write_atomically
+from liverseg_core.config import EvaluateConfig, IngestConfig
+from liverseg_core.inference import predict_probabilities
+from liverseg_core.ingest import label_planes, plan_target
+from liverseg_core.measures import GROUPS, CaseScore, score_case, summarise
+from liverseg_core.model import Model
+from liverseg_core.nifti import as_label, read_nifti, write_label
+from liverseg_core.pictures import dice_plot_png, overlay_png
+from liverseg_core.predict import native_label
+from liverseg_core.store import NATIVE_LABEL, open_case, read_volume
+
+STAGE = Stage("evaluate", "evaluations", version=1, libraries=("monai", "torch", "torchio"), resumable=True)
+MEASURES = ("dice", "voe", "rvd", "volume_ml", "reference_volume_ml")
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: Model, cases: Mapping[str, Path], config: EvaluateConfig, folder: Path, progress: Progress
+) -> Facts:
+    """Predict and score every case, then write what people look at.
+
+    A case that an interrupted run finished is not predicted again.
+
+    Args:
+        model: From `load_model`.
+        cases: Case name → its folder in the store.
+        config: The evaluate section.
+        folder: Receives `predictions/`, `cases/`, `pictures/`, `metrics.json` and `cases.csv`.
+        progress: Called with (done, total).
+    """
+    for name in ("predictions", "cases", "pictures"):
+        (folder / name).mkdir(exist_ok=True)
+    scores = []
+    for done, (name, stored) in enumerate(cases.items()):
+        progress(done, len(cases))
+        scores.append(_evaluate_case(model, name, stored, config, folder))
+    progress(len(cases), len(cases))
+    summary = summarise(scores)
+    records = [score.record() for score in scores]
+    (folder / "metrics.json").write_text(json.dumps({"cases": records, "summary": summary}, indent=1) + "\n")
+    _write_csv(folder / "cases.csv", records)
+    dice_plot_png(folder / "pictures" / "dice.png", _dice_by_case(scores))
+    for score in sorted(scores, key=_worth)[: config.pictures]:
+        _draw(score, cases[score.case], model.spec.ingest, folder)
+    return {"summary": summary, "cases": records}
+
+
+def _evaluate_case(model: Model, name: str, stored: Path, config: EvaluateConfig, folder: Path) -> CaseScore:
+    record = folder / "cases" / f"{name}.json"
+    if record.exists():
+        return CaseScore.from_record(json.loads(record.read_text()))
+    reference = read_nifti(stored / NATIVE_LABEL)
+    target = plan_target(reference.header, model.spec.ingest)
+    image = read_volume(open_case(stored).image)
+    probabilities = predict_probabilities(model, image, config.overlap, config.batch_size)
+    prediction = native_label(probabilities, target)
+    write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
+    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
+    write_atomically(record, json.dumps(score.record(), indent=1).encode())
+    return score
+
+
+def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", *(f"{group}_{measure}" for group in GROUPS for measure in MEASURES)])
+        for record in records:
+            writer.writerow([record["case"], *(record[group][m] for group in GROUPS for m in MEASURES)])
+
+
+def _dice_by_case(scores: Sequence[CaseScore]) -> dict[str, dict[str, float]]:
+    return {score.case: {group: found.dice for group, found in score.overlaps.items()} for score in scores}
+
+
+def _worth(score: CaseScore) -> float:
+    return score.overlaps["liver"].dice_lits + score.overlaps["tumour"].dice_lits
+
+
+def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
+    """One case in three planes, on the case's own grid, where the image is at hand without the source."""
+    case = open_case(stored)
+    predicted = read_nifti(folder / "predictions" / f"{score.case}.nii.gz")
+    prediction = np.stack(list(label_planes(predicted, plan_target(predicted.header, ingest), "nearest"))).T
+    reference = None if case.label is None else read_volume(case.label)
+    dice = ", ".join(f"{group} Dice {found.dice:.3f}" for group, found in score.overlaps.items())
+    title, path = f"{score.case}: {dice}", folder / "pictures" / f"{score.case}.png"
+    overlay_png(path, read_volume(case.image), reference, prediction, case.grid.spacing_mm, title)

@@ -1,0 +1,43 @@
+"""Evaluate: the model on the validation cases, in their native space."""
+
+import functools
+from pathlib import Path
+
+from liverseg_core.artifact import Facts, Recipe, Stage, load, produce, verify
+from liverseg_core.ingest import STAGE as INGEST
+from tasks.context import Context, Record
+from tasks.stage import stage_task
+from tasks.train import STAGE as TRAIN
+
+STAGE = Stage("evaluate", "evaluations", version=1, libraries=("monai", "torch", "torchio"), resumable=True)
+
+
+def evaluate(context: Context, dataset: Record, model: Record) -> Record:
+    """Score the model on the validation cases, or find the scores that are there.
+
+    Returns:
+        `key`, `path`, `summary`, `cases`, `cached`.
+    """
+    settings, validation = context.settings, dataset["validation"]
+    inputs = {"model": model["key"], "validation": validation}
+    recipe = Recipe(STAGE, settings.evaluate.canonical(), inputs)
+
+    def make(staging: Path) -> Facts:
+        from liverseg_core.evaluate import evaluate as score
+        from liverseg_core.model import load_model
+
+        folder = context.store / TRAIN.folder / model["key"]
+        trained = load(folder)
+        if trained:
+            verify(trained)
+        network = load_model(folder, settings.compute.device)
+        cases = {case["case"]: context.store / INGEST.folder / case["key"] for case in validation}
+        progress = functools.partial(context.report.progress, "evaluate")
+        return score(network, cases, settings.evaluate, staging, progress)
+
+    artifact = produce(context.store, recipe, make)
+    context.report.finished("evaluate", f"{len(validation)} validation cases", artifact.cached)
+    return {"key": artifact.key, "path": str(artifact.path), "cached": artifact.cached, **artifact.facts}
+
+
+evaluate_task = stage_task(evaluate)

@@ -1,0 +1,114 @@
+"""Ingest: every case of the source into the store, one runner item a case."""
+
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from liverseg_core.artifact import Artifact, load, write_atomically
+from liverseg_core.config import IngestConfig
+from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.ingest import STAGE, CaseRecord, case_recipe, ingest_case, record
+from liverseg_core.runners import Outcome
+from liverseg_core.source import CaseSource, Source, open_source
+from tasks.context import Context, Record
+from tasks.stage import stage_task
+
+LATEST = "latest.json"
+QUARANTINED = (ExitCode.BAD_INPUT, ExitCode.RESOURCES)
+"""Errors that stop one case; any other stops the stage."""
+
+
+def ingest(context: Context, limit: int | None = None) -> Record:
+    """Store every case of the source that is not stored yet.
+
+    Returns:
+        `dataset`, `cases` (what `CaseRecord` holds), `quarantined` (case, code, reason), `made`, `cached`.
+
+    Raises:
+        LiversegError: LS205 without a source; LS335 when no case could be used; what `open_source` raises.
+    """
+    source = _source(context)
+    found = _find(context, source.cases[:limit])
+    records = [record(artifact) for artifact in found.values() if artifact]
+    todo = [case for case, artifact in found.items() if artifact is None]
+    made, quarantined = _make(context, todo) if todo else ([], [])
+    note = f"{len(made)} new, {len(records)} stored before, {len(quarantined)} quarantined"
+    context.report.finished("ingest", note, cached=not todo)
+    records = sorted([*records, *made], key=lambda case: case.case)
+    if not records:
+        raise LiversegError(
+            "LS335",
+            f"none of the {len(found)} cases could be used; the first: {quarantined[0]['reason']}"
+            if quarantined
+            else f"{source.path} lists no cases",
+            "at least one usable case",
+            "Run liverseg verify to see what is wrong with each",
+        )
+    result: Record = {
+        "source": str(source.path),
+        "dataset": source.name,
+        "cases": [asdict(case) for case in records],
+        "quarantined": quarantined,
+    }
+    write_atomically(context.store / STAGE.folder / LATEST, json.dumps(result, indent=1).encode())
+    return {**result, "made": len(made), "cached": not todo}
+
+
+def stored_cases(context: Context) -> Record:
+    """What the last ingest into this store left, for stages that run without a source.
+
+    Raises:
+        LiversegError: LS206 when nothing was ingested yet.
+    """
+    if context.settings.source is not None:
+        return ingest(context)
+    path = context.store / STAGE.folder / LATEST
+    if not path.exists():
+        what = f"the store {context.store} holds no cases"
+        raise LiversegError("LS206", what, "a store that was ingested into", "Run liverseg ingest first")
+    return {**json.loads(path.read_text()), "cached": True}
+
+
+def plan(context: Context, limit: int | None = None) -> dict[CaseSource, Artifact | None]:
+    """Each case of the source, with its artifact where it is stored already."""
+    return _find(context, _source(context).cases[:limit])
+
+
+def _source(context: Context) -> Source:
+    settings = context.settings
+    if settings.source is None:
+        raise LiversegError("LS205", "no source is given", "a Decathlon tar or folder", "Pass SOURCE")
+    return open_source(settings.source, settings.source_md5)
+
+
+def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Artifact | None]:
+    folder, config = context.store / STAGE.folder, context.settings.ingest
+    return {case: load(folder / case_recipe(case, config).key) for case in cases}
+
+
+def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord], list[dict[str, str]]]:
+    settings, cases = context.settings, list(todo)
+    made: list[CaseRecord] = []
+    quarantined: list[dict[str, str]] = []
+    work = functools.partial(_ingest_record, settings.ingest, context.store.absolute())
+    with context.open_runner() as runner:
+        outcome: Outcome[CaseSource, CaseRecord]
+        for done, outcome in enumerate(runner.map(work, cases), 1):
+            if outcome.error and outcome.error.exit_code not in QUARANTINED:
+                raise outcome.error
+            if outcome.error:
+                error = outcome.error
+                quarantined.append({"case": outcome.item.case, "code": error.code, "reason": str(error)})
+            elif outcome.result:
+                made.append(outcome.result)
+            context.report.progress("ingest", done, len(cases), outcome.item.case)
+    return made, sorted(quarantined, key=lambda entry: entry["case"])
+
+
+def _ingest_record(config: IngestConfig, store: Path, case: CaseSource) -> CaseRecord:
+    return record(ingest_case(case, config, store))
+
+
+ingest_task = stage_task(ingest)

@@ -1,0 +1,57 @@
+"""Register: one MLflow version for the model, with its evaluation, and the alias it has earned."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from liverseg_core.artifact import Facts, Recipe, Stage, digest_json, git_commit, produce
+from tasks.context import Context, Record
+from tasks.stage import stage_task
+from tasks.train import STAGE as TRAIN
+
+STAGE = Stage("register", "registrations", version=1)
+
+
+def register(context: Context, dataset: Record, model: Record, evaluation: Record) -> Record:
+    """Register the model with its evaluation, or find its version.
+
+    Returns:
+        `name`, `version`, `aliases`, `reason` (why it is champion or is not), `run_id`, `cached`.
+    """
+    config = context.settings.register_
+    inputs = {"model": model["key"], "evaluation": evaluation["key"], "data": dataset["key"]}
+    recipe = Recipe(STAGE, config.canonical(), inputs)
+
+    def make(_staging: Path) -> Facts:
+        from tasks.publish import Registration
+        from tasks.publish import register as publish
+        from tasks.tracking import connect
+
+        settings = context.settings
+        request = Registration(
+            key=recipe.key,
+            run_id=model["run_id"],
+            name=config.model,
+            model=context.store / TRAIN.folder / model["key"],
+            evaluation=Path(evaluation["path"]),
+            summary=evaluation["summary"],
+            validation=dataset["validation_key"],
+            data_key=dataset["key"],
+            tolerance=config.tolerance,
+            tags={
+                "liverseg.data_key": dataset["key"],
+                "liverseg.model_key": model["key"],
+                "liverseg.evaluation_key": evaluation["key"],
+                "liverseg.config_key": digest_json(settings.train.canonical())[:32],
+                "liverseg.git_commit": git_commit() or "unknown",
+            },
+        )
+        record = asdict(publish(connect(config.tracking_uri, context.store, config.experiment), request))
+        return {name: record[name] for name in ("name", "version", "aliases", "reason", "run_id")}
+
+    artifact = produce(context.store, recipe, make)
+    facts = artifact.facts
+    context.report.finished("register", f"{facts['name']} version {facts['version']}", artifact.cached)
+    return {"key": artifact.key, "cached": artifact.cached, **facts}
+
+
+register_task = stage_task(register)
