@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
 
-from liverseg_core.artifact import library_versions
+from liverseg_core.artifact import library_versions, load, verify
 from liverseg_core.errors import LiversegError
 from tasks.registry import (
     DICE,
@@ -85,8 +85,9 @@ def register(tracking: Tracking, request: Registration) -> VersionRecord:
     """Publish a model as a version and give it its aliases.
 
     Raises:
-        LiversegError: LS401 when MLflow fails; LS503 when what was stored is not what was sent; LS523 when
-            the stored model does not predict; LS602 when another registration takes too long.
+        LiversegError: LS401 when MLflow fails; LS502 when a model's file is not the one that was made; LS503
+            when what was stored is not what was sent; LS523 when the stored model does not predict; LS602
+            when another registration takes too long.
     """
     with _one_at_a_time(tracking), service(tracking.uri):
         client = MlflowClient()
@@ -102,6 +103,9 @@ def register(tracking: Tracking, request: Registration) -> VersionRecord:
 
 def _publish(client: MlflowClient, request: Registration) -> ModelVersion:
     """Log evaluation and model to the run; the version comes last, when all it names is stored."""
+    artifact = load(request.model)
+    if artifact is not None:
+        verify(artifact)
     _log_evaluation(client, request)
     digest = model_digest(request.model)
     with mlflow.start_run(run_id=request.run_id):

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +238,27 @@ def test_the_better_version_is_champion_and_the_last_one_previous(
         (),
         ("previous",),
     ]
+
+
+def test_a_registration_that_died_is_done_again_and_one_version_comes_of_it(
+    store: Tracking, request_a: Registration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", die)
+        with pytest.raises(KeyboardInterrupt):
+            register(store, request_a)
+    assert list_versions(store, request_a.name) == []
+    assert register(store, request_a).version == 1
+
+
+def test_two_at_once_make_one_version(store: Tracking, request_a: Registration) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        versions = list(pool.map(register, [store] * 2, [request_a] * 2))
+    assert [version.version for version in versions] == [1, 1]
+    assert len(list_versions(store, request_a.name)) == 1
 
 
 TAGS = {VALIDATION: "v1", DICE["liver"]: "0.95", DICE["tumour"]: "0.65"}
