@@ -101,7 +101,8 @@ class DaskRunner:
         from distributed.comm import CommClosedError
 
         try:
-            done = wait(list(pending), timeout=NO_PROGRESS_S, return_when="FIRST_COMPLETED").done
+            with self.client.as_current():
+                done = wait(list(pending), timeout=NO_PROGRESS_S, return_when="FIRST_COMPLETED").done
         except (TimeoutError, CancelledError, CommClosedError) as error:
             raise _lost(error) from None
         if any(future.status in ("cancelled", "lost") for future in done):

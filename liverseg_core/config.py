@@ -49,8 +49,9 @@ class NetworkConfig(Section):
     """A MONAI network by name."""
 
     name: Literal["unet"] = "unet"
-    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
-    residual_units: int = Field(1, ge=0)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128)
+    """Features of each level; each level below the first halves every axis."""
+    residual_units: Annotated[int, Field(ge=0)] = 1
     norm: Literal["instance", "batch"] = "instance"
 
 
@@ -77,13 +78,17 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 2
     steps: PositiveInt = 26_250
     class_mixture: tuple[Probability, Probability, Probability] = (0.2, 0.3, 0.5)
-    """How often a patch is centred on background, liver, tumour."""
+    """How often a patch is drawn around background, liver, tumour."""
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How far from the patch's centre the drawn voxel may lie, as a share of half a patch."""
     window_hu: tuple[float, float] = (-200.0, 300.0)
     """Mapped linearly to (−1, 1), clipped outside."""
     loss: Literal["dice_ce", "bce"] = "dice_ce"
     optimiser: Literal["adam", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from nothing to its full value."""
     gradient_clip: PositiveFloat | None = 12.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: PositiveInt = 100
@@ -129,6 +134,8 @@ class Settings(Section):
     """The whole configuration."""
 
     source: str | None = None
+    source_md5: str | None = None
+    """Expected MD5 of the tar; checking it reads the whole tar."""
     store: str = "liverseg-store"
     ingest: IngestConfig = IngestConfig()
     split: SplitConfig = SplitConfig()

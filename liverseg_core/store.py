@@ -94,7 +94,7 @@ def open_case(folder: Path) -> Case:
     """Open a stored case.
 
     Raises:
-        LiversegError: LS503 when a part of it is missing or unreadable.
+        LiversegError: LS504 when a part of it is missing or unreadable.
     """
     try:
         group = zarr.open_group(folder / IMAGE, mode="r")
@@ -119,7 +119,7 @@ def read_box(array: zarr.Array[Any], start: Shape, size: Shape, fill: int) -> Sh
         fill: Value outside the volume.
 
     Raises:
-        LiversegError: LS503 when a chunk fails its checksum.
+        LiversegError: LS504 when a chunk fails its checksum.
     """
     shape = array.shape[::-1]
     inside = [(max(a, 0), min(a + n, limit)) for a, n, limit in zip(start, size, shape, strict=True)]
@@ -185,7 +185,7 @@ def _multiscales(grid: Grid, name: str) -> list[dict[str, Any]]:
 
 def _damaged(place: Path, error: Exception) -> LiversegError:
     return LiversegError(
-        "LS503",
+        "LS504",
         f"{place} cannot be read ({error})",
         "the files that ingest wrote",
         "Delete the case's folder and run the same command again",

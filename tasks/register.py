@@ -7,6 +7,7 @@ from liverseg_core.artifact import Facts, Recipe, Stage, digest_json, git_commit
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 from tasks.train import STAGE as TRAIN
+from tasks.train import open_training_run
 
 STAGE = Stage("register", "registrations", version=1)
 
@@ -24,12 +25,17 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     def make(_staging: Path) -> Facts:
         from tasks.publish import Registration
         from tasks.publish import register as publish
-        from tasks.tracking import connect
+        from tasks.tracking import connect, find_run, finish_run
 
         settings = context.settings
+        tracking = connect(config.tracking_uri, context.store, config.experiment)
+        run_id = find_run(tracking, model["key"])
+        if run_id is None:  # trained under another tracking store, or this one's run was deleted
+            run_id = open_training_run(context, dataset, model["key"])
+            finish_run(run_id, "FINISHED")
         request = Registration(
             key=recipe.key,
-            run_id=model["run_id"],
+            run_id=run_id,
             name=config.model,
             model=context.store / TRAIN.folder / model["key"],
             evaluation=Path(evaluation["path"]),
@@ -45,7 +51,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
                 "liverseg.git_commit": git_commit() or "unknown",
             },
         )
-        record = asdict(publish(connect(config.tracking_uri, context.store, config.experiment), request))
+        record = asdict(publish(tracking, request))
         return {name: record[name] for name in ("name", "version", "aliases", "reason", "run_id")}
 
     artifact = produce(context.store, recipe, make)

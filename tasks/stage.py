@@ -1,18 +1,17 @@
 """A stage as a Prefect task."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from prefect import Task, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from tasks.context import Context, Record
 
-StageTask = Task[..., Any]
 
-
-def stage_task(stage: Callable[..., Record]) -> StageTask:
+def stage_task(stage: Callable[..., Record]) -> Callable[..., Record]:
     """Make a stage function a Prefect task of the same name; finding its artifact shows as Cached."""
 
     # Prefect's own cache is off: its key holds the run id, it serves stale results after a changed helper and
@@ -22,4 +21,8 @@ def stage_task(stage: Callable[..., Record]) -> StageTask:
         record = stage(context, *inputs)
         return Completed(name="Cached", data=record) if record["cached"] else record
 
-    return run
+    def call(context: Context, *inputs: Record) -> Record:
+        result = run(context, *inputs)
+        return cast(Record, result.result() if isinstance(result, State) else result)
+
+    return call

@@ -1,5 +1,7 @@
 """Train: a model from the training cases, tracked as one MLflow run that a restart resumes."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -29,15 +31,12 @@ def train(context: Context, dataset: Record) -> Record:
 
 def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
-    from liverseg_core.train import TrainJob
+    from liverseg_core.train import HISTORY, TrainJob
     from liverseg_core.train import train as fit
-    from tasks.tracking import MetricLog, connect, finish_run, open_run
+    from tasks.tracking import MetricLog, finish_run
 
     settings, training = context.settings, dataset["training"]
-    tracking = connect(settings.register_.tracking_uri, context.store, settings.register_.experiment)
-    params = {"train": settings.train.canonical(), "ingest": settings.ingest.canonical()}
-    tags = {"liverseg.data_key": dataset["key"], "liverseg.dataset": dataset["dataset"]}
-    run_id = open_run(tracking, key, f"{dataset['dataset']} {key[:8]}", params, tags)
+    run_id = open_training_run(context, dataset, key)
     job = TrainJob(
         cases=[context.store / INGEST.folder / case["key"] for case in training],
         config=settings.train,
@@ -49,6 +48,7 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     ended: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
     try:
         with MetricLog(run_id) as log:
+            _replay(staging / HISTORY, log)
             facts = fit(job, staging, log)
         ended = "FINISHED"
     except Interrupted:
@@ -57,6 +57,26 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     finally:
         finish_run(run_id, ended)
     return {**facts, "run_id": run_id}
+
+
+def open_training_run(context: Context, dataset: Record, key: str) -> str:
+    """The MLflow run of a model key: the one there is, or a new one. Returns its id."""
+    from tasks.tracking import connect, open_run
+
+    settings = context.settings
+    tracking = connect(settings.register_.tracking_uri, context.store, settings.register_.experiment)
+    params = {"train": settings.train.canonical(), "ingest": settings.ingest.canonical()}
+    tags = {"liverseg.data_key": dataset["key"], "liverseg.dataset": dataset["dataset"]}
+    return open_run(tracking, key, f"{dataset['dataset']} {key[:8]}", params, tags)
+
+
+def _replay(history: Path, log: Callable[[int, dict[str, float]], None]) -> None:
+    """Log again what a killed training may not have delivered; what was delivered is stored once."""
+    lines = history.read_text().splitlines(keepends=True) if history.exists() else []
+    for line in lines:
+        if line.endswith("\n"):
+            values = json.loads(line)
+            log(values.pop("step"), values)
 
 
 train_task = stage_task(train)

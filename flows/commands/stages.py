@@ -36,12 +36,13 @@ def run(
 
     every = all_overrides(overrides, workers, dask)
     load_settings(config, every, source=source, store=store)  # a wrong setting shows before anything starts
-    with local_api() as api, watching():
+    with local_api() as api:
         from flows.pipeline import ingest_train_evaluate
 
         if api:
             api.wait()
-        result = ingest_train_evaluate(source=source, store=store, config=config, overrides=every)
+        with watching():
+            result = ingest_train_evaluate(source=source, store=store, config=config, overrides=every)
     if as_json:
         print_json(result)
     else:
