@@ -136,7 +136,8 @@ class Settings(Section):
     source: str | None = None
     source_md5: str | None = None
     """Expected MD5 of the tar; checking it reads the whole tar."""
-    store: str = "liverseg-store"
+    store: Annotated[str, Field(pattern="^[^:]+$")] = "liverseg-store"
+    """A local folder."""
     ingest: IngestConfig = IngestConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()

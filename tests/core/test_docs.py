@@ -1,0 +1,22 @@
+"""What the documentation lists is what the code has."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_error_code_is_explained_once() -> None:
+    sources = (path for folder in ("liverseg_core", "tasks", "flows") for path in (ROOT / folder).rglob("*.py"))
+    used = {code for path in sources for code in re.findall(r"\bLS\d{3}\b", path.read_text())}
+    listed = re.findall(r"^\| (LS\d{3}) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(used)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md", "docs/errors.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
