@@ -133,6 +133,27 @@ def test_runs_side_by_side_share_a_new_database(tmp_path: Path) -> None:
     assert rows(tmp_path, "select state_type, count(*) from task_run group by 1") == [("COMPLETED", 8)]
 
 
+@pytest.mark.parametrize("place", ["environment", "profile"])
+def test_a_configured_api_is_left_alone(tmp_path: Path, place: str) -> None:
+    url = "http://127.0.0.1:9/api"
+    settings = environment(tmp_path)
+    if place == "environment":
+        settings |= {"PREFECT_API_URL": url}
+    else:
+        (tmp_path / "prefect").mkdir()
+        profile = f'active = "site"\n[profiles.site]\nPREFECT_API_URL = "{url}"\n'
+        (tmp_path / "prefect" / "profiles.toml").write_text(profile)
+    code = (
+        "from flows.local_api import local_api\n"
+        "with local_api() as api:\n"
+        "    from prefect.settings import get_current_settings\n"
+        "    print(api, get_current_settings().api.url)"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], env=settings, text=True, timeout=60)
+    assert printed.split() == ["None", url]
+    assert not list(tmp_path.rglob("prefect.db"))
+
+
 def test_a_server_that_cannot_start_is_a_coded_error(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("not a database, and long enough to be read as one" * 100)
     done = client(tmp_path, "return")
