@@ -1,0 +1,134 @@
+"""Sliding windows: an identity network stitched over patches returns the input; model folders are safe."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from liverseg_core.config import IngestConfig, NetworkConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.inference import load_model, predict_probabilities
+from liverseg_core.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
+from liverseg_core.networks import build_network
+
+CPU = torch.device("cpu")
+
+
+def make_spec(activation: Literal["softmax", "sigmoid"] = "softmax") -> ModelSpec:
+    return ModelSpec(
+        network=NetworkConfig(channels=(4, 8)),
+        activation=activation,
+        patch_size=(16, 12, 8),
+        window_hu=(-1000, 1000),
+        ingest=IngestConfig(),
+        data_key="data",
+    )
+
+
+class Identity(nn.Module):
+    """Logits whose sigmoid or softmax gives the normalised intensity back, as a share of (−1, 1)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        share = ((x + 1) / 2).clamp(1e-6, 1 - 1e-6)
+        return torch.cat([torch.log1p(-share), torch.log(share), torch.full_like(x, -100)], 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "overlap"),
+    [
+        ((16, 12, 8), 0.25),
+        ((40, 33, 21), 0.0),
+        ((40, 33, 21), 0.25),
+        ((40, 33, 21), 0.5),
+        ((17, 12, 9), 0.95),
+        ((5, 30, 3), 0.5),
+    ],
+)
+def test_identity_comes_back(shape: tuple[int, int, int], overlap: float) -> None:
+    image = np.random.default_rng(0).integers(-900, 900, shape).astype(np.int16)
+    probabilities = predict_probabilities(Model(Identity(), make_spec(), CPU), image, overlap, 3)
+    assert probabilities.shape == (3, *shape)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities[1] * 2000 - 1000, image, atol=0.05)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_sigmoid_for_models_trained_with_binary_cross_entropy() -> None:
+    class Zero(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 3, *x.shape[2:])
+
+    image = np.zeros((16, 12, 8), np.int16)
+    assert np.all(predict_probabilities(Model(Zero(), make_spec("sigmoid"), CPU), image) == 0.5)
+    thirds = predict_probabilities(Model(Zero(), make_spec(), CPU), image)
+    np.testing.assert_allclose(thirds, 1 / 3, rtol=1e-6)
+
+
+def test_model_folder_there_and_back(tmp_path: Path) -> None:
+    network = build_network(make_spec().network, seed=3)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    save_model(tmp_path, network, make_spec())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SPEC, WEIGHTS]
+    model = load_model(tmp_path)
+    assert model.spec == make_spec()
+    assert not model.network.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[name].cpu(), value)
+
+
+def test_same_model_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_model(tmp_path / name, build_network(make_spec().network, seed=3), make_spec())
+    for file in (SPEC, WEIGHTS):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first, second, other = (build_network(NetworkConfig(), seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        (SPEC, None, "LS521"),
+        (WEIGHTS, None, "LS521"),
+        (SPEC, b"{", "LS522"),
+        (SPEC, b'{"format": 2}', "LS522"),
+        (WEIGHTS, b"", "LS522"),
+        (WEIGHTS, b"\x80\x04pickle", "LS522"),
+        (WEIGHTS, "truncated", "LS522"),
+        (WEIGHTS, "another network", "LS522"),
+    ],
+)
+def test_bad_model_folder(tmp_path: Path, file: str, content: bytes | str | None, code: str) -> None:
+    save_model(tmp_path, build_network(make_spec().network), make_spec())
+    path = tmp_path / file
+    if content == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif content == "another network":
+        (tmp_path / "other").mkdir()
+        save_model(tmp_path / "other", build_network(NetworkConfig(channels=(4, 16))), make_spec())
+        path.write_bytes((tmp_path / "other" / file).read_bytes())
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(LiversegError, match=code):
+        load_model(tmp_path)
+
+
+def test_unknown_device() -> None:
+    assert pick_device("cpu") == CPU
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(LiversegError, match="LS271"):
+            pick_device(name)
