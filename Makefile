@@ -1,6 +1,7 @@
 # make demo    install, then the whole flow on a phantom: tar → model → Dice → registry
 # make test    install, then the test suite
 # make check   lint, types, import contracts, tests
+# make constraints    pin every dependency anew
 # make fmt     format and fix what can be fixed
 # make clean   remove what the above made, but not .venv
 
@@ -34,6 +35,21 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
+
+PINNED = import json; found = [part["metadata"] for part in json.load(open("build/resolve.json"))["install"]]; \
+	names = {part["name"].lower().replace("_", "-").replace(".", "-"): part["version"].split("+")[0] for part in found}; \
+	print(*sorted(f"{name}=={version}" for name, version in names.items() if name != "liverseg"), sep="\n")
+
+# Resolved from metadata alone; no configured local build may find its way in.
+constraints:
+	$(PYTHON) -m venv build/pip
+	build/pip/bin/pip install --quiet 'pip>=26'
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= build/pip/bin/pip install --quiet --dry-run --ignore-installed \
+		--use-feature=fast-deps --report build/resolve.json '.[dev]'
+	echo '# Exact versions, Python 3.11, with a CUDA GPU. Written by make constraints.' > constraints-gpu.txt
+	$(PYTHON) -c '$(PINNED)' >> constraints-gpu.txt
+	echo '# Exact versions, Python 3.11, without a GPU. Written by make constraints.' > constraints-cpu.txt
+	grep -vE '^(#|nvidia-|cuda-|triton=)' constraints-gpu.txt >> constraints-cpu.txt
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

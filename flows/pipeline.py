@@ -1,11 +1,14 @@
 """The whole project on one page: from a dataset to a registered model."""
 
-from prefect import flow
+from pathlib import Path
+
+from prefect import flow, runtime
 
 from flows.console import current_report
 from flows.runners import open_runner
 from flows.settings import load_settings
 from liverseg_core.config import Settings
+from liverseg_core.errors import LiversegError
 from tasks.context import Context, Record
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
@@ -42,5 +45,12 @@ def ingest_train_evaluate(
 
 
 def open_context(settings: Settings) -> Context:
-    """What the stages need, from the settings and from whoever watches this process."""
+    """What the stages need, from the settings and from whoever watches this process.
+
+    Raises:
+        LiversegError: LS210 in a deployment with a relative store, which would end with the run's folder.
+    """
+    if runtime.deployment.id and not Path(settings.store).is_absolute():
+        what = f"this run of a deployment has the relative store {settings.store!r}"
+        raise LiversegError("LS210", what, "an absolute path", "Set LIVERSEG_STORE and deploy again")
     return Context(settings, lambda: open_runner(settings.compute), current_report())
