@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_core.artifact import Facts, Stage, write_atomically
+from liverseg_core.artifact import Facts, write_atomically
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.inference import predict_probabilities
 from liverseg_core.ingest import label_planes, plan_target
@@ -19,7 +19,6 @@ from liverseg_core.pictures import dice_plot_png, overlay_png
 from liverseg_core.predict import native_label
 from liverseg_core.store import NATIVE_LABEL, open_case, read_volume
 
-STAGE = Stage("evaluate", "evaluations", version=1, libraries=("monai", "torch", "torchio"), resumable=True)
 MEASURES = ("dice", "voe", "rvd", "volume_ml", "reference_volume_ml")
 Progress = Callable[[int, int], None]
 

@@ -11,7 +11,7 @@ import numpy as np
 from isal import igzip
 from jaxtyping import Shaped
 
-from liverseg_core.artifact import Artifact, Facts, Recipe, Stage, produce
+from liverseg_core.artifact import Artifact, Facts, Recipe, produce
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.fingerprint import Fingerprint
@@ -25,9 +25,8 @@ from liverseg_core.geometry import (
 from liverseg_core.nifti import GZIP, NiftiHeader, Volume, as_hu, as_label, decode
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource
+from liverseg_core.stages import INGEST
 from liverseg_core.store import CHUNK, NATIVE_LABEL, CaseWriter, slabs
-
-STAGE = Stage("ingest", "cases", version=1, libraries=("numcodecs", "zarr"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
     """What decides a stored case: the scan's and label's content, and the ingest section."""
     label = case.label.digest if case.label else None
     inputs = {"case": case.case, "image": case.image.digest, "label": label}
-    return Recipe(STAGE, config.canonical(), inputs)
+    return Recipe(INGEST, config.canonical(), inputs)
 
 
 def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact:

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.artifact import Artifact, Recipe, Stage, digest_json, produce
+from liverseg_core.artifact import Artifact, Recipe, digest_json, produce
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import CaseRecord
-
-STAGE = Stage("split", "datasets", version=1)
+from liverseg_core.stages import SPLIT
 
 
 def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, store: Path) -> Artifact:
@@ -53,7 +52,7 @@ def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, 
         (folder / "dataset_0.json").write_text(text + "\n")
         return facts
 
-    return produce(store, Recipe(STAGE, {}, {"dataset": dataset, **groups}), write)
+    return produce(store, Recipe(SPLIT, {}, {"dataset": dataset, **groups}), write)
 
 
 def draw_validation(cases: Sequence[CaseRecord], config: SplitConfig) -> list[str]:
@@ -90,7 +89,7 @@ def _frozen_validation(
     dataset: str, labelled: Sequence[CaseRecord], config: SplitConfig, store: Path
 ) -> frozenset[str]:
     """The validation cases drawn when this dataset was first split this way."""
-    path = store / STAGE.folder / f"validation-{digest_json([dataset, config.canonical()])[:16]}.json"
+    path = store / SPLIT.folder / f"validation-{digest_json([dataset, config.canonical()])[:16]}.json"
     if not path.exists():
         content = {
             "dataset": dataset,

@@ -3,13 +3,10 @@
 import functools
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, Stage, load, produce, verify
-from liverseg_core.ingest import STAGE as INGEST
+from liverseg_core.artifact import Facts, Recipe, load, produce, verify
+from liverseg_core.stages import EVALUATE, INGEST, TRAIN
 from tasks.context import Context, Record
 from tasks.stage import stage_task
-from tasks.train import STAGE as TRAIN
-
-STAGE = Stage("evaluate", "evaluations", version=1, libraries=("monai", "torch", "torchio"), resumable=True)
 
 
 def evaluate(context: Context, dataset: Record, model: Record) -> Record:
@@ -20,7 +17,7 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
     """
     settings, validation = context.settings, dataset["validation"]
     inputs = {"model": model["key"], "validation": validation}
-    recipe = Recipe(STAGE, settings.evaluate.canonical(), inputs)
+    recipe = Recipe(EVALUATE, settings.evaluate.canonical(), inputs)
 
     def make(staging: Path) -> Facts:
         from liverseg_core.evaluate import evaluate as score

@@ -9,9 +9,10 @@ from pathlib import Path
 from liverseg_core.artifact import Artifact, load, write_atomically
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import ExitCode, LiversegError
-from liverseg_core.ingest import STAGE, CaseRecord, case_recipe, ingest_case, record
+from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
 from liverseg_core.source import CaseSource, Source, open_source
+from liverseg_core.stages import INGEST
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 
@@ -52,7 +53,7 @@ def ingest(context: Context, limit: int | None = None) -> Record:
         "cases": [asdict(case) for case in records],
         "quarantined": quarantined,
     }
-    write_atomically(context.store / STAGE.folder / LATEST, json.dumps(result, indent=1).encode())
+    write_atomically(context.store / INGEST.folder / LATEST, json.dumps(result, indent=1).encode())
     return {**result, "made": len(made), "cached": not todo}
 
 
@@ -64,7 +65,7 @@ def stored_cases(context: Context) -> Record:
     """
     if context.settings.source is not None:
         return ingest(context)
-    path = context.store / STAGE.folder / LATEST
+    path = context.store / INGEST.folder / LATEST
     if not path.exists():
         what = f"the store {context.store} holds no cases"
         raise LiversegError("LS206", what, "a store that was ingested into", "Run liverseg ingest first")
@@ -84,7 +85,7 @@ def _source(context: Context) -> Source:
 
 
 def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Artifact | None]:
-    folder, config = context.store / STAGE.folder, context.settings.ingest
+    folder, config = context.store / INGEST.folder, context.settings.ingest
     return {case: load(folder / case_recipe(case, config).key) for case in cases}
 
 

@@ -3,13 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, Stage, digest_json, git_commit, produce
+from liverseg_core.artifact import Facts, Recipe, digest_json, git_commit, produce
+from liverseg_core.stages import REGISTER, TRAIN
 from tasks.context import Context, Record
 from tasks.stage import stage_task
-from tasks.train import STAGE as TRAIN
 from tasks.train import open_training_run
-
-STAGE = Stage("register", "registrations", version=1)
 
 
 def register(context: Context, dataset: Record, model: Record, evaluation: Record) -> Record:
@@ -20,7 +18,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     """
     config = context.settings.register_
     inputs = {"model": model["key"], "evaluation": evaluation["key"], "data": dataset["key"]}
-    recipe = Recipe(STAGE, config.canonical(), inputs)
+    recipe = Recipe(REGISTER, config.canonical(), inputs)
 
     def make(_staging: Path) -> Facts:
         from tasks.publish import Registration

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from liverseg_core.artifact import Facts, Recipe, Stage, digest_json, produce
+from liverseg_core.artifact import Facts, Recipe, digest_json, produce
 from liverseg_core.errors import Interrupted
-from liverseg_core.ingest import STAGE as INGEST
+from liverseg_core.stages import INGEST, TRAIN
 from tasks.context import Context, Record
 from tasks.stage import stage_task
-
-STAGE = Stage("train", "models", version=1, libraries=("monai", "torch", "torchio"), resumable=True)
 
 
 def train(context: Context, dataset: Record) -> Record:
@@ -22,7 +20,7 @@ def train(context: Context, dataset: Record) -> Record:
     """
     settings, training = context.settings, dataset["training"]
     inputs = {"training": training, "ingest": settings.ingest.canonical()}
-    recipe = Recipe(STAGE, settings.train.canonical(), inputs)
+    recipe = Recipe(TRAIN, settings.train.canonical(), inputs)
     artifact = produce(context.store, recipe, lambda staging: _train(context, dataset, recipe.key, staging))
     note = f"{settings.train.steps} steps, model {artifact.key[:12]}"
     context.report.finished("train", note, artifact.cached)

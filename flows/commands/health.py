@@ -16,14 +16,8 @@ from flows.settings import RECIPES, load_settings
 from liverseg_core.artifact import git_commit, load
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.stages import STAGES
 
-FOLDERS = {
-    "ingest": "cases",
-    "split": "datasets",
-    "train": "models",
-    "evaluate": "evaluations",
-    "register": "registrations",
-}
 PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
 SAFE = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}
 """Outside these, Prefect's server fails without saying so."""
@@ -40,14 +34,14 @@ def status(config: Config = None, store: Store = None, as_json: Json = False) ->
     """What the store holds, stage by stage."""
     root = Path(load_settings(config, store=store).store)
     rows = []
-    for stage, folder in FOLDERS.items():
-        paths = sorted((root / folder).glob("*")) if (root / folder).is_dir() else []
+    for stage in STAGES:
+        folder = root / stage.folder
+        paths = sorted(folder.glob("*")) if folder.is_dir() else []
         complete = [path for path in paths if path.is_dir() and not path.name.startswith(".") and load(path)]
         begun = [path for path in paths if path.is_dir() and path.name.startswith(".staging-")]
         size = sum(file.stat().st_size for path in complete for file in path.rglob("*") if file.is_file())
-        rows.append(
-            {"stage": stage, "complete": len(complete), "unfinished": len(begun), "mb": round(size / 1e6, 1)}
-        )
+        mb = round(size / 1e6, 1)
+        rows.append({"stage": stage.name, "complete": len(complete), "unfinished": len(begun), "mb": mb})
     if as_json:
         print_json({"store": str(root), "stages": rows})
     else:

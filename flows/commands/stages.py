@@ -135,7 +135,8 @@ def _show(result: Record) -> None:
     version, evaluation = result["register"], result["evaluate"]
     DATA.print(dice_table(evaluation["summary"]))
     aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
-    TALK.print(f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}")
+    line = f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}"
+    TALK.print(line, soft_wrap=True)
     TALK.print(f"Pictures   {Path(evaluation['path']) / 'pictures'}", soft_wrap=True)
 
 

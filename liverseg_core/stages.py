@@ -1,0 +1,13 @@
+"""Every stage's word, folder and version. Raise a version when the same inputs would give other bytes."""
+
+from liverseg_core.artifact import Stage
+
+NETWORK_LIBRARIES = ("monai", "torch", "torchio")
+
+INGEST = Stage("ingest", "cases", version=1, libraries=("numcodecs", "zarr"))
+SPLIT = Stage("split", "datasets", version=1)
+TRAIN = Stage("train", "models", version=1, libraries=NETWORK_LIBRARIES, resumable=True)
+EVALUATE = Stage("evaluate", "evaluations", version=1, libraries=NETWORK_LIBRARIES, resumable=True)
+REGISTER = Stage("register", "registrations", version=1)
+
+STAGES = (INGEST, SPLIT, TRAIN, EVALUATE, REGISTER)
