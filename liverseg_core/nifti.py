@@ -38,6 +38,8 @@ HEADER_BYTES = 1024
 """Enough of a file to hold either header."""
 PIECE = 1 << 18
 """Compressed bytes inflated at once; their inflated size is at most a thousandfold."""
+MAX_INFLATION = 1032
+"""Deflate packs no more than this into a byte."""
 MAX_EXTENSION = 1 << 26
 MAX_SHEAR = 0.01
 GZIP = b"\x1f\x8b"
@@ -125,6 +127,9 @@ def decode(data: bytes, name: str) -> Volume:
     while len(start) < HEADER_BYTES and (piece := next(pieces, None)) is not None:
         start += piece
     header = parse_header(start, name)
+    most = len(data) * MAX_INFLATION if data[:2] == GZIP else len(data)
+    if header.total_bytes > most:  # before memory is set aside for what can't be there
+        raise _length(name, header, f"at most {most} bytes")
     content = np.empty(header.total_bytes, np.uint8)
     filled = 0
     for piece in itertools.chain([start], pieces):
@@ -178,7 +183,7 @@ def parse_header(raw: bytes, name: str) -> NiftiHeader:
         what = f"{name}: voxels begin at byte {offset}"
         raise LiversegError("LS312", what, "an offset just behind the header", "Write the file again")
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if slope == 0 or not np.isfinite(slope) or not np.isfinite(intercept):
+    if slope == 0 or not np.isfinite(slope):
         slope, intercept = 1.0, 0.0  # the standard's own meaning of slope 0, and nibabel's of NaN
     affine, flags = _affine(fields, name)
     return NiftiHeader(shape, dtype, affine, int(offset), slope, intercept, flags, raw[: fields.sizeof_hdr])
@@ -196,7 +201,7 @@ def as_label(volume: Volume) -> Label:
     label = (
         data.astype(np.uint8)
         if data.dtype.kind in "iu"
-        else np.rint(np.nan_to_num(data, nan=255)).astype(np.uint8)
+        else np.rint(np.clip(np.nan_to_num(data, nan=255), 0, 255)).astype(np.uint8)
     )
     if label.max(initial=0) > 2 or not np.array_equal(label, data):
         odd = np.setdiff1d(np.unique(data), [0, 1, 2])[:5]
@@ -208,14 +213,14 @@ def as_label(volume: Volume) -> Label:
 
 
 def as_hu(volume: Volume, plane: Shaped[np.ndarray, "y x"]) -> Shaped[np.ndarray, "y x"]:
-    """A plane of stored values as HU.
+    """A plane of stored values as HU, in this machine's byte order.
 
     Raises:
         LiversegError: LS318 for NaN, infinity or values outside int16.
     """
     header = volume.header
     if plane.dtype.kind == "i" and plane.dtype.itemsize <= 2 and header.slope == 1 and header.intercept == 0:
-        return plane
+        return plane.astype(plane.dtype.newbyteorder("="), copy=False)  # numba takes no other order
     with np.errstate(over="ignore", invalid="ignore"):
         hu = (plane * header.slope + header.intercept).astype(np.float32)
     low, high = float(hu.min()), float(hu.max())
@@ -287,6 +292,8 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...
             "LS315", f"{name}: the affine has NaN or infinity", "finite numbers", REMEDY_HEADER
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if int(header["sform_code"]) <= 0:  # then the affine is made of these, and a sign would mirror it
+        spacing = spacing * np.sign(header["pixdim"][1:4])
     if not np.all((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])):
         allowed = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
         raise LiversegError("LS314", f"{name}: spacing {spacing} mm", allowed, REMEDY_HEADER)

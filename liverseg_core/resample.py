@@ -54,13 +54,14 @@ def label_on_grid(probabilities: Probabilities, source: Grid, target: Grid) -> L
     maps = axis_maps(source, target)
     label = np.empty(target.shape, np.uint8, order="F")
     # (c, x, y, z) → per class an iterator over (y, x) planes; no class volume at target size exists
-    classes = [
-        _linear_planes((np.ascontiguousarray(volume[:, :, z].T) for z in range(source.shape[2])), maps)
-        for volume in probabilities
-    ]
+    classes = [_linear_planes(_planes(volume), maps) for volume in probabilities]
     for z, planes in enumerate(zip(*classes, strict=True)):
         label[:, :, z] = np.argmax(np.stack(planes), axis=0).T
     return label
+
+
+def _planes(volume: Float32[np.ndarray, "x y z"]) -> Iterator[FloatPlane]:
+    return (np.ascontiguousarray(volume[:, :, z].T) for z in range(volume.shape[2]))
 
 
 def _linear_planes(planes: Iterable[Plane], maps: tuple[AxisMap, AxisMap, AxisMap]) -> Iterator[FloatPlane]:

@@ -137,17 +137,19 @@ def _scan_tar(path: Path) -> Extents:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = posixpath.normpath(member.name)
-                if not member.isreg() and not member.isdir():
-                    raise _unsafe(path, member.name, "is a link or device")
+                if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
+                    raise _unsafe(path, member.name, "is a link, a device or sparse, or has no true size")
                 if name.startswith(("/", "..")) or any(ord(letter) < 32 for letter in name):
                     raise _unsafe(path, member.name, "points outside the archive or is unprintable")
                 if name in extents:
                     raise _unsafe(path, member.name, "appears twice")
                 if member.offset_data + member.size > size:
-                    raise _truncated(path, member.name)
+                    raise _truncated(path, repr(member.name))
                 if member.isreg():
                     extents[name] = (path.absolute(), member.offset_data, member.size)
-    except tarfile.ReadError as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError) as error:  # what odd headers lead to
         if extents:
             raise _truncated(path, str(error)) from None
         raise LiversegError(
@@ -239,20 +241,31 @@ def _trailer_covers_all(head: bytes, ends: bytes, name: str) -> bool:
 
 
 def _read_range(path: Path, name: str, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if len(data) != size:
         raise _truncated(path, name)
     return data
 
 
 def _check_md5(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:  # also a folder, which has no MD5
+        raise _unreadable(path, error) from None
     if found != expected.lower():
         what = f"{path} has MD5 {found}"
         raise LiversegError("LS304", what, expected, "Download the file again")
+
+
+def _unreadable(path: Path, error: OSError) -> LiversegError:
+    what = f"{path} cannot be read: {error.strerror or error}"
+    return LiversegError("LS301", what, "a Decathlon tar or folder that stays readable", "Check the path")
 
 
 def _truncated(path: Path, where: str) -> LiversegError:

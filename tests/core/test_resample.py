@@ -1,0 +1,174 @@
+"""Resampling: exact where it can be, linear as others are, labels never mixed."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liverseg_core.geometry import Grid, axis_maps, canonical_orientation, resampled_grid
+from liverseg_core.resample import label_on_grid, resample_image, resample_label
+
+SHAPE = (19, 16, 13)
+AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.9, 0, 30], [0, 0, 2.5, 100], [0, 0, 0, 1.0]])
+SOURCE = Grid(SHAPE, AFFINE)
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(-1024, 3071, SHAPE).astype(np.int16)
+spacings = st.tuples(*[st.sampled_from([0.5, 0.7, 1.0, 1.3, 2.5, 4.0])] * 3)
+
+
+def blobs(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Labels with structures a few voxels wide."""
+    coarse = np.random.default_rng(seed).integers(0, 3, [-(-n // 4) for n in shape]).astype(np.uint8)
+    for axis in range(3):
+        coarse = np.repeat(coarse, 4, axis)
+    return coarse[tuple(slice(n) for n in shape)]
+
+
+def planes(volume: np.ndarray) -> Iterator[np.ndarray]:
+    return (np.ascontiguousarray(volume[:, :, z].T) for z in range(volume.shape[2]))
+
+
+def whole(result: Iterator[np.ndarray]) -> np.ndarray:
+    return np.stack(list(result), axis=2).transpose(1, 0, 2)
+
+
+def image_on(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    return whole(resample_image(planes(volume), source, target))
+
+
+def label_on(volume: np.ndarray, source: Grid, target: Grid, method: str = "vote") -> np.ndarray:
+    return whole(resample_label(planes(volume), source, target, method))
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1.7, 1.25), (3, 3, 3), (0.8, 0.9, 0.4)])
+def test_image_is_simpleitk_s_linear(spacing: tuple[float, float, float]) -> None:
+    target = resampled_grid(SOURCE, spacing)
+    ours = image_on(IMAGE, SOURCE, target)
+
+    def place(image: SimpleITK.Image, grid: Grid) -> None:
+        image.SetSpacing(grid.spacing_mm)
+        image.SetOrigin(grid.affine[:3, 3].tolist())
+
+    moving, fixed = (
+        SimpleITK.GetImageFromArray(IMAGE.T.astype(np.float64)),
+        SimpleITK.Image(target.shape, SimpleITK.sitkFloat64),
+    )
+    place(moving, SOURCE)
+    place(fixed, target)
+    theirs = SimpleITK.GetArrayFromImage(
+        SimpleITK.Resample(moving, fixed, SimpleITK.Transform(), SimpleITK.sitkLinear, 1e9)
+    ).T
+    inside = theirs < 1e8
+    assert inside.sum() > 0.3 * inside.size
+    assert np.abs(ours - theirs)[inside].max() <= 0.51
+    assert ours.min() >= IMAGE.min()
+    assert ours.max() <= IMAGE.max()
+
+
+@pytest.mark.parametrize("method", ["vote", "nearest"])
+def test_identity_copies(method: str) -> None:
+    same = resampled_grid(SOURCE, SOURCE.spacing_mm)
+    np.testing.assert_array_equal(image_on(IMAGE, SOURCE, same), IMAGE)
+    np.testing.assert_array_equal(label_on(blobs(SHAPE), SOURCE, same, method), blobs(SHAPE))
+    extremes = np.array([-32768, 32767] * 6, np.int16).reshape(3, 2, 2)
+    tiny = Grid(extremes.shape, AFFINE)
+    np.testing.assert_array_equal(image_on(extremes, tiny, resampled_grid(tiny, tiny.spacing_mm)), extremes)
+
+
+@given(spacings, st.tuples(*[st.booleans()] * 3))
+@settings(max_examples=40, deadline=None)
+def test_commutes_with_flips(spacing: tuple[float, float, float], flips: tuple[bool, bool, bool]) -> None:
+    turned = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+    target = resampled_grid(SOURCE, spacing)
+    ours, flipped = image_on(IMAGE, SOURCE, target), image_on(IMAGE[turned], SOURCE, target)
+    # rounding of halves is towards +∞ and float32 sums differ in their last bit
+    assert np.abs(ours[turned].astype(int) - flipped).max() <= 1
+    assert np.mean(ours[turned] == flipped) > 0.99
+    label = blobs(SHAPE)
+    np.testing.assert_array_equal(
+        label_on(label, SOURCE, target)[turned], label_on(np.ascontiguousarray(label[turned]), SOURCE, target)
+    )
+
+
+@pytest.mark.parametrize("method", ["vote", "nearest"])
+@pytest.mark.parametrize("finer", [(0.4, 0.45, 1.25), (0.27, 0.3, 0.8), (0.8, 0.3, 0.5)])
+def test_labels_there_and_back(method: str, finer: tuple[float, float, float]) -> None:
+    label = blobs(SHAPE)
+    fine = resampled_grid(SOURCE, finer)
+    back = label_on(label_on(label, SOURCE, fine, method), fine, SOURCE, method)
+    if method == "nearest":
+        np.testing.assert_array_equal(back[1:-1, 1:-1, 1:-1], label[1:-1, 1:-1, 1:-1])
+    # a voxel well inside its class, away from where three classes meet, comes back for sure
+    inside = np.ones(SHAPE, bool)
+    for axis, step in itertools.product(range(3), (-1, 1)):
+        inside &= np.roll(label, step, axis) == label
+    core = (slice(1, -1),) * 3
+    assert inside[core].mean() > 0.1
+    np.testing.assert_array_equal(back[core][inside[core]], label[core][inside[core]])
+
+
+@given(spacings, st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_vote_is_the_largest_linear_weight(spacing: tuple[float, float, float], seed: int) -> None:
+    label = np.random.default_rng(seed).integers(0, 3, (6, 5, 4)).astype(np.uint8)
+    source = Grid(label.shape, AFFINE)
+    target = resampled_grid(source, spacing)
+    weights = np.ones((3, 1, 1, 1)) * np.eye(3)[label].transpose(3, 0, 1, 2)
+    for axis, found in enumerate(axis_maps(source, target)):
+        upper = np.minimum(found.lower + 1, label.shape[axis] - 1)
+        shape = [1] * 4
+        shape[axis + 1] = -1
+        w = found.weight.astype(float).reshape(shape)
+        weights = np.take(weights, found.lower, axis + 1) * (1 - w) + np.take(weights, upper, axis + 1) * w
+    voted = label_on(label, source, target)
+    best = weights.max(0)
+    assert np.all(np.take_along_axis(weights, voted[None].astype(int), 0)[0] >= best - 1e-5)
+    tied = np.abs(weights - best) < 1e-7
+    clear = np.sort(weights, 0)[-1] - np.sort(weights, 0)[-2] > 1e-5
+    assert np.all((voted == 2 - np.argmax(tied[::-1], 0)) | ~(clear | (tied.sum(0) > 1))), "ties go up"
+    nearest = label_on(label, source, target, "nearest")
+    picks = [f.lower + np.floor(f.weight + np.float32(0.5)).astype(int) for f in axis_maps(source, target)]
+    np.testing.assert_array_equal(nearest, label[np.ix_(*picks)])
+
+
+def test_vote_keeps_thin_tumours_that_nearest_may_lose() -> None:
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[:, :, 4] = 2
+    source = Grid(label.shape, np.eye(4))
+    target = resampled_grid(source, (1, 1, 1.8))
+    assert (label_on(label, source, target) == 2).any()
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "IRP", "SLA", "ASL", "PIR"])
+@pytest.mark.parametrize("spacing", [None, (0.8, 0.45, 1.25)])
+def test_probabilities_go_back_to_the_stored_grid(build: object, code: str, spacing: tuple | None) -> None:
+    """One-hot labels at the scan's own spacing come back exactly, at a finer one away from borders."""
+    label = blobs(SHAPE)
+    stored = Grid(SHAPE, build.affine(code, (0.8, 0.9, 2.5)))
+    orientation = canonical_orientation(stored.affine)
+    canonical = orientation.canonical_grid(stored)
+    target = resampled_grid(canonical, spacing or canonical.spacing_mm)
+    there = label_on(np.ascontiguousarray(orientation.to_canonical(label)), canonical, target)
+    one_hot = np.stack([there == c for c in range(3)]).astype(np.float32)
+    back = orientation.from_canonical(label_on_grid(one_hot, target, canonical))
+    assert back.shape == SHAPE
+    if spacing is None:
+        np.testing.assert_array_equal(back, label)
+    else:
+        assert np.mean(back == label) > 0.9
+
+
+def test_a_reader_behind_the_planes_is_read_to_its_end() -> None:
+    ended = []
+
+    def source() -> Iterator[np.ndarray]:
+        yield from planes(IMAGE)
+        ended.append(True)
+
+    flat = Grid((19, 16, 1), AFFINE)
+    assert len(list(resample_image(source(), SOURCE, flat))) == 1
+    assert ended
