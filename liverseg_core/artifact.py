@@ -24,6 +24,7 @@ from typing import Any
 from liverseg_core.errors import LiversegError
 
 MANIFEST = "manifest.json"
+PART = ".part"
 Facts = dict[str, Any]
 
 
@@ -94,23 +95,26 @@ def produce(store: Path, recipe: Recipe, make: Callable[[Path], Facts]) -> Artif
 
     Raises:
         LiversegError: LS601 when another process is making it; LS501 when its manifest is unreadable;
-            LS701 when the store can't be written.
+            LS203 when the store can't be written, LS701 when its disk is full.
     """
     final = store / recipe.stage.folder / recipe.key
     found = load(final)
     if found is not None:
         return found
     staging = final.with_name(f".staging-{recipe.key}")
-    with _writable(final.parent), _lock(staging.with_suffix(".lock")):
+    with writable(final.parent), _lock(staging.with_suffix(".lock")):
         found = load(final)  # the process that held the lock may just have committed it
         if found is not None:
             return found
         if not recipe.stage.resumable:
             shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(exist_ok=True)
+        for part in staging.rglob(f".*{PART}"):  # what a kill inside write_atomically left
+            part.unlink()
         started = time.monotonic()
         facts = make(staging)
         manifest = _manifest(recipe, staging, facts, time.monotonic() - started)
+        manifest["sha256"] = _seal(json.loads(json.dumps(manifest)))  # of what a reader will see
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         _commit(staging, final)
     return Artifact(final, manifest, cached=False)
@@ -119,13 +123,11 @@ def produce(store: Path, recipe: Recipe, make: Callable[[Path], Facts]) -> Artif
 def load(path: Path) -> Artifact | None:
     """Return the artifact at `path`, or None where there is no complete one."""
     try:
-        text = (path / MANIFEST).read_bytes()
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        intact = manifest["key"] == path.name and manifest["sha256"] == _seal(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        manifest = json.loads(text)
-        intact = manifest["key"] == path.name
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise LiversegError(
@@ -137,8 +139,12 @@ def load(path: Path) -> Artifact | None:
     return Artifact(path, manifest, cached=True)
 
 
-def verify(artifact: Artifact) -> None:
+def verify(artifact: Artifact, read_up_to: int | None = None) -> None:
     """Check every file of an artifact against its manifest.
+
+    Args:
+        artifact: What to check.
+        read_up_to: Of files with more bytes only the size is checked; None reads all.
 
     Raises:
         LiversegError: LS502 naming the first file that is missing, changed or unexpected.
@@ -151,7 +157,7 @@ def verify(artifact: Artifact) -> None:
             trouble = "is missing"
         elif name not in listed:
             trouble = "is not in the manifest"
-        elif _sha256(path) != listed[name]["sha256"]:
+        elif _differs(path, listed[name], read_up_to):
             trouble = "does not match its checksum"
         else:
             continue
@@ -163,9 +169,16 @@ def verify(artifact: Artifact) -> None:
         )
 
 
+def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bool:
+    size = path.stat().st_size
+    if size != entry["size"]:
+        return True
+    return (read_up_to is None or size <= read_up_to) and _sha256(path) != entry["sha256"]
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{PART}")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -193,6 +206,12 @@ def _manifest(recipe: Recipe, staging: Path, facts: Facts, seconds: float) -> di
     }
 
 
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """A manifest's own checksum: its facts are used without any file being read."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _commit(staging: Path, final: Path) -> None:
     for path in [*_files(staging), *(folder for folder in staging.rglob("*") if folder.is_dir()), staging]:
         _sync(path)
@@ -203,8 +222,12 @@ def _commit(staging: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into coded errors."""
+def writable(folder: Path) -> Iterator[None]:
+    """Make a folder of the store, and turn the operating system's refusals inside into coded errors.
+
+    Raises:
+        LiversegError: LS203, or LS701 when the disk is full.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

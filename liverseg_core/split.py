@@ -4,6 +4,7 @@ The drawn validation cases are written into the store under the dataset's name a
 that come later train, so that models stay comparable while data grows.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.artifact import Artifact, Recipe, digest_json, produce
+from liverseg_core.artifact import Artifact, Recipe, digest_json, produce, writable, write_atomically
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import CaseRecord
@@ -28,7 +29,8 @@ def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, 
 
     Raises:
         LiversegError: LS330 when voxels of a validation case also train, LS331 when the sizes can't be met,
-            LS332 for an unusable datalist, LS334 when no frozen validation case is left.
+            LS332 for an unusable datalist, LS334 when no frozen validation case is left, LS501
+            when their list is damaged.
     """
     labelled = [case for case in cases if case.labelled]
     if config.datalist is not None:
@@ -96,16 +98,21 @@ def _frozen_validation(
             "split": config.canonical(),
             "cases": draw_validation(labelled, config),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(content, indent=1))
-        try:
-            path.hardlink_to(part)  # unlike a rename, this never replaces what another run drew first
-        except FileExistsError:
-            pass
-        finally:
+        with writable(path.parent):
+            write_atomically(part, json.dumps(content, indent=1).encode())
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(part)  # unlike a rename, this never replaces what another run drew first
             part.unlink()
-    frozen = frozenset(json.loads(path.read_text())["cases"])
+    try:
+        frozen = frozenset(json.loads(path.read_bytes())["cases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LiversegError(
+            "LS501",
+            f"{path} is damaged ({error})",
+            "the frozen validation cases that liverseg wrote",
+            "Restore the file, or delete it to draw validation cases anew: scores then compare no more",
+        ) from None
     if not any(case.case in frozen for case in labelled):
         raise LiversegError(
             "LS334",
@@ -123,7 +130,7 @@ def _read_datalist(path: Path, labelled: Sequence[CaseRecord]) -> tuple[list[Cas
         named = [[_case_name(entry) for entry in content[group]] for group in ("training", "validation")]
         unknown = [name for group in named for name in group if name not in by_name]
         trouble = f"it names {unknown[0]!r}, which is not a labelled case here" if unknown else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         trouble = f"{type(error).__name__}: {error}"
     if trouble:
         what = f"split.datalist {path}: {trouble}"

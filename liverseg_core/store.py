@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Shaped
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from liverseg_core.arrays import Positions, Shape
+from liverseg_core.artifact import load, verify
 from liverseg_core.errors import LiversegError
 from liverseg_core.geometry import Grid
 
@@ -30,6 +32,8 @@ CLASSES = ("background", "liver", "tumour")
 COLOURS = {1: (164, 92, 219, 255), 2: (255, 221, 51, 255)}
 """Liver purple, tumour yellow."""
 OME_VERSION = "0.5"
+SMALL_FILE = 1 << 20
+"""Files up to this size are checked whole when a case is opened: all that carry no checksum of their own."""
 
 
 @dataclass(frozen=True)
@@ -85,28 +89,30 @@ class CaseWriter:
         described = {"case": name, "affine": self.grid.affine.tolist(), **facts}
         ome = _ome(multiscales=_multiscales(self.grid, name))
         self.group.attrs.put({"ome": ome, "liverseg": described})
-        save_file(
-            {str(c): np.ascontiguousarray(found) for c, found in positions.items()}, self.folder / POSITIONS
-        )
+        packed = save({str(c): np.ascontiguousarray(found) for c, found in positions.items()})
+        (self.folder / POSITIONS).write_bytes(packed)  # save_file would hide a full disk's error number
 
 
 def open_case(folder: Path) -> Case:
-    """Open a stored case.
+    """Open a stored case, whose small files are checked now and whose chunks are when they are read.
 
     Raises:
-        LiversegError: LS504 when a part of it is missing or unreadable.
+        LiversegError: LS501, LS502 or LS504 when a part of it is missing, changed or unreadable.
     """
+    # Zarr reads a missing or empty chunk file as zeros and knows no checksum of metadata; the manifest does.
+    if artifact := load(folder):
+        verify(artifact, read_up_to=SMALL_FILE)
     try:
         group = zarr.open_group(folder / IMAGE, mode="r")
         facts: Any = group.attrs["liverseg"]
         image = group["0"]
         label = group.get(f"labels/{LABEL_NAME}/0")
         positions = {int(c): found for c, found in load_file(folder / POSITIONS).items()}
-    except (OSError, KeyError, ValueError) as error:
+        z, y, x = image.shape
+        grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
+        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"])
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
-    z, y, x = image.shape
-    grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
-    return Case(facts["case"], image, label, grid, positions, facts["fingerprint"])
 
 
 def read_box(array: zarr.Array[Any], start: Shape, size: Shape, fill: int) -> Shaped[np.ndarray, "x y z"]:
