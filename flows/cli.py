@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="From liver CTs to a registered segmentation model. Research software, not a medical device.",
+    epilog="--debug with any command shows the traceback of an error.",
 )
 for group in (data, stages, models, health):
     group.add_to(app)

@@ -1,6 +1,7 @@
 """What people see in a terminal: progress and tables on stderr, data on stdout."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -22,7 +23,8 @@ from rich.table import Table
 from tasks.context import Report
 
 TALK = Console(stderr=True, highlight=False)
-DATA = Console(highlight=False)
+# In a file or a pipe a table is as wide as its rows: a folded path is none.
+DATA = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 LOG_INTERVAL_S = 15.0
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
@@ -60,20 +62,27 @@ class _BarReport:
         )
         self.bars = Progress(*columns, console=TALK, transient=True, disable=not TALK.is_terminal)
         self.tasks: dict[str, TaskID] = {}
+        self.first: dict[str, tuple[int, float]] = {}
         self.lap = time.monotonic()
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total, note="", rate="")
-        seconds = time.monotonic() - self.lap
-        rate = f"{done / seconds:.1f}/s" if seconds > 1 else ""
+        if done and stage not in self.first:
+            # The rate counts from here: before, there was only starting, and what a killed run had done.
+            self.first[stage] = done, time.monotonic()
+            self.bars.reset(self.tasks[stage], completed=done)
+        at, since = self.first.get(stage, (0, self.lap))
+        seconds = time.monotonic() - since
+        rate = f"{(done - at) / seconds:.1f}/s" if done > at and seconds > 1 else ""
         self.bars.update(self.tasks[stage], completed=done, total=total, note=note, rate=rate)
 
     def finished(self, stage: str, note: str, cached: bool) -> None:
         if stage in self.tasks:
             self.bars.remove_task(self.tasks.pop(stage))
+            self.first.pop(stage, None)
         lap, self.lap = self.lap, time.monotonic()
-        TALK.print(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}")
+        TALK.print(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}", soft_wrap=True)
 
 
 class _LogReport:

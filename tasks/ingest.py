@@ -4,10 +4,8 @@ import functools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 from liverseg_core.artifact import Artifact, load, write_atomically
-from liverseg_core.config import IngestConfig
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
@@ -17,8 +15,7 @@ from tasks.context import Context, Record
 from tasks.stage import stage_task
 
 LATEST = "latest.json"
-QUARANTINED = (ExitCode.BAD_INPUT, ExitCode.RESOURCES)
-"""Errors that stop one case; any other stops the stage."""
+WORKER_DIED = "LS702"
 
 
 def ingest(context: Context, limit: int | None = None) -> Record:
@@ -93,23 +90,25 @@ def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord
     settings, cases = context.settings, list(todo)
     made: list[CaseRecord] = []
     quarantined: list[dict[str, str]] = []
-    work = functools.partial(_ingest_record, settings.ingest, context.store.absolute())
+    # A function of the core: unpickling one of this module would make every worker import Prefect.
+    work = functools.partial(ingest_case, config=settings.ingest, store=context.store.absolute())
     with context.open_runner() as runner:
-        outcome: Outcome[CaseSource, CaseRecord]
+        outcome: Outcome[CaseSource, Artifact]
         for done, outcome in enumerate(runner.map(work, cases), 1):
-            if outcome.error and outcome.error.exit_code not in QUARANTINED:
+            if outcome.error and not _quarantines(outcome.error):
                 raise outcome.error
             if outcome.error:
                 error = outcome.error
                 quarantined.append({"case": outcome.item.case, "code": error.code, "reason": str(error)})
             elif outcome.result:
-                made.append(outcome.result)
+                made.append(record(outcome.result))
             context.report.progress("ingest", done, len(cases), outcome.item.case)
     return made, sorted(quarantined, key=lambda entry: entry["case"])
 
 
-def _ingest_record(config: IngestConfig, store: Path, case: CaseSource) -> CaseRecord:
-    return record(ingest_case(case, config, store))
+def _quarantines(error: LiversegError) -> bool:
+    """Whether an error stops its case alone; any other, such as a full disk, stops the stage."""
+    return error.exit_code is ExitCode.BAD_INPUT or error.code == WORKER_DIED
 
 
 ingest_task = stage_task(ingest)

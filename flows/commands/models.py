@@ -126,6 +126,13 @@ def _targets(images: list[Path], out: Path) -> list[Path]:
 
 def _model_folder(reference: str, config: str | None, store: str | None) -> Path:
     if not reference.startswith(("models:/", "runs:/")):
+        if not Path(reference).is_dir():
+            raise LiversegError(
+                "LS291",
+                f"there is no model {reference}",
+                "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
+                "See `liverseg models list`",
+            )
         return Path(reference)
     from flows.settings import load_settings
     from tasks.registry import fetch_model

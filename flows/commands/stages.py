@@ -12,7 +12,7 @@ from flows.settings import load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode
 
-Source = Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A Decathlon tar or folder.")]
+Source = Annotated[str | None, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")]
 Record = dict[str, Any]
 
 

@@ -1,0 +1,167 @@
+"""The real command line in real processes, a small phantom, and settings that train in seconds."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIVERSEG = str(Path(sys.executable).with_name("liverseg"))
+PHANTOM = ("--unlabelled", "1", "--size", "64,64,40")
+TINY = """
+ingest: {spacing_mm: [5, 5, 5]}
+split: {validation: 2}
+train:
+  network: {channels: [4, 8], residual_units: 0}
+  patch_size: [32, 32, 32]
+  batch_size: 2
+  steps: 100
+  checkpoint_every: 4
+  learning_rate: 0.02
+"""
+Run = Callable[..., "Ended"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def data(self) -> Any:
+        """Standard output, which must be one JSON document and nothing else."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The last line on standard error."""
+        return self.err.splitlines()[-1]
+
+    def ok(self) -> "Ended":
+        """This, after checking that the command went well and in silence."""
+        assert self.code == 0, self.err
+        assert not re.search(r"traceback|warning|error|deprecat", self.err, re.IGNORECASE), self.err
+        return self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A store that the whole flow filled, and how that went."""
+
+    path: Path
+    source: Path
+    config: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session")
+def command_environment(service_environment: dict[str, str]) -> dict[str, str]:
+    """The environment of the commands: two processes at once, so each keeps to one thread of torch."""
+    return service_environment | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def start(command_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts `liverseg` with these arguments, in a process group of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [LIVERSEG, *map(str, arguments)],
+            env=command_environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def liverseg(start: Callable[..., subprocess.Popen[str]]) -> Run:
+    """A function that runs `liverseg` with these arguments to its end."""
+
+    def call(*arguments: object, **environment: str) -> Ended:
+        begun = time.monotonic()
+        process = start(*arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        return Ended(process.returncode, out, err, time.monotonic() - begun)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantom(liverseg: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Decathlon tar of six labelled cases and an unlabelled one."""
+    path = tmp_path_factory.mktemp("phantom") / "phantom.tar"
+    liverseg("phantom", path, "--cases", 6, *PHANTOM).ok()
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings that train in a second or two, to a liver Dice of about a half."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stored(liverseg: Run, phantom: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """A store that `liverseg run` filled; tests add to it and change nothing in it."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    ended = liverseg("run", phantom, "--config", tiny, "--store", store).ok()
+    return Stored(store, phantom, tiny, ended)
+
+
+@pytest.fixture(scope="session")
+def ingested(liverseg: Run, phantom: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the cases alone; tests copy it."""
+    store = tmp_path_factory.mktemp("ingested") / "store"
+    liverseg("ingest", phantom, "--config", tiny, "--store", store, "--workers", 0).ok()
+    return store
+
+
+def manifests(store: Path) -> dict[str, int]:
+    """When each artifact of a store was completed: `folder/key` → nanoseconds."""
+    found = store.glob("*/*/manifest.json")
+    return {str(path.parent.relative_to(store)): path.stat().st_mtime_ns for path in found}
+
+
+def manifest(store: Path, folder: str) -> dict[str, Any]:
+    """The manifest of the only artifact in a folder of the store."""
+    (path,) = store.glob(f"{folder}/*/manifest.json")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.fixture(scope="session")
+def finished_at() -> Callable[[Path], dict[str, int]]:
+    """`manifests`, for the test modules, which pytest imports without a package."""
+    return manifests
+
+
+@pytest.fixture(scope="session")
+def manifest_of() -> Callable[[Path, str], dict[str, Any]]:
+    """`manifest`, likewise."""
+    return manifest
