@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from liverseg_core.config import IngestConfig
 from liverseg_core.geometry import (
     MAX_VOXELS,
     Grid,
@@ -19,6 +21,9 @@ from liverseg_core.geometry import (
     corner_distance_mm,
     resampled_grid,
 )
+from liverseg_core.ingest import ingest_case
+from liverseg_core.source import open_source
+from liverseg_core.store import Case, open_case, read_volume
 
 CODES = [
     "".join(codes)
@@ -27,6 +32,13 @@ CODES = [
 ]
 spacings = st.tuples(*[st.floats(0.3, 6)] * 3)
 shapes = st.tuples(*[st.integers(1, 200)] * 3)
+SCANS = st.tuples(
+    st.permutations(["LR", "PA", "IS"]).flatmap(lambda axes: st.tuples(*map(st.sampled_from, axes))),
+    st.tuples(*[st.integers(1, 24)] * 3),
+    spacings,
+    st.tuples(*[st.floats(-20, 20)] * 3),
+)
+"""Axis codes, shape, spacing, obliquity in degrees."""
 
 
 def place(grid: Grid, index: np.ndarray) -> np.ndarray:
@@ -113,3 +125,75 @@ def test_a_resampling_bomb_is_refused(build: SimpleNamespace) -> None:
     assert build.refusal(resampled_grid, source, (1e-300, 1, 1)) == "LS319"
     side = round(MAX_VOXELS ** (1 / 3)) // 2
     assert build.refusal(resampled_grid, Grid((side,) * 3, np.eye(4)), (0.5, 0.5, 0.5)) == ""
+
+
+def world(grid: Grid) -> np.ndarray:
+    """Every voxel's x, y and z in mm."""
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"))
+    return np.tensordot(grid.affine[:3, :3], index, 1) + grid.affine[:3, 3].reshape(3, 1, 1, 1)
+
+
+def assert_is_ramp(case: Case, stored: Grid, axis: int) -> None:
+    """Within the source's voxel centres, where nothing is held, the values are the places."""
+    index = np.linalg.solve(
+        stored.affine, np.concatenate([world(case.grid), np.ones((1, *case.grid.shape))]).reshape(4, -1)
+    )
+    limits = np.array(stored.shape).reshape(3, 1) - 1
+    inside = np.all((index[:3] > -1e-4) & (index[:3] < limits + 1e-4), axis=0).reshape(case.grid.shape)
+    off = np.abs(read_volume(case.image) - world(case.grid)[axis])[inside]
+    assert off.size == 0 or off.max() <= 0.5 + 1e-3
+
+
+def ramp(build: SimpleNamespace, grid: Grid, axis: int) -> bytes:
+    return build.zipped(build.nifti(world(grid)[axis].astype(np.float32), grid.affine))
+
+
+@given(SCANS, spacings, st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_world_ramp(
+    build: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory, scan: tuple, new: tuple, axis: int
+) -> None:
+    codes, shape, old, angles = scan
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    grid = Grid(shape, build.affine("".join(codes), old, turn).astype(np.float32).astype(float))
+    folder = tmp_path_factory.mktemp("ramp")
+    stored = ingest_case(
+        build.case(folder, ramp(build, grid, axis)), IngestConfig(spacing_mm=new), folder / "s"
+    )
+    assert_is_ramp(open_case(stored.path), grid, axis)
+
+
+def test_world_ramp_through_a_tar(build: SimpleNamespace, tmp_path: Path) -> None:
+    turn = Rotation.from_euler("xyz", (4, -7, 9), degrees=True).as_matrix()
+    grids = [
+        Grid((30, 20, 40), build.affine(code, (0.7, 2.5, 1.1), turn).astype(np.float32).astype(float))
+        for code in ("LPI", "SAR", "PIL")
+    ]
+    cases = {f"liver_{i}": (ramp(build, grid, i), None) for i, grid in enumerate(grids)}
+    source = open_source(str(build.tar(tmp_path / "t.tar", build.members(cases))))
+    for i, (case, grid) in enumerate(zip(source.cases, grids, strict=True)):
+        opened = open_case(ingest_case(case, IngestConfig(), tmp_path / "store").path)
+        assert opened.grid.spacing_mm == pytest.approx((1, 1, 1))
+        assert_is_ramp(opened, grid, i)
+        shrunk = IngestConfig(spacing_mm=None, shrink=2)
+        halved = open_case(ingest_case(case, shrunk, tmp_path / "store").path)
+        assert_is_ramp(halved, grid, i)
+
+
+@pytest.mark.parametrize("spacing", [None, (4.0, 3.5, 5.0)])
+def test_orientation_files_give_one_volume(
+    build: SimpleNamespace, real_data: Path, tmp_path: Path, spacing: tuple | None
+) -> None:
+    """One image stored in 24 axis orders: afterwards the same voxels at the same places."""
+    paths = sorted((real_data / "nasty/niivue/nifti_space").glob("*.nii.gz"))
+    assert len(paths) == 24
+    config = IngestConfig(spacing_mm=spacing)
+    found = []
+    for path in paths:
+        case = build.case(tmp_path, path.read_bytes(), name=path.name[:3])
+        found.append(open_case(ingest_case(case, config, tmp_path / "store").path))
+    first = read_volume(found[0].image)
+    assert first.std() > 10
+    for case in found[1:]:
+        np.testing.assert_allclose(case.grid.affine, found[0].grid.affine, atol=1e-4)
+        np.testing.assert_array_equal(read_volume(case.image), first)
