@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _read(config: str) -> dict[str, Any]:
     path = find_config(config)
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         trouble = str(error).replace("\n", " ")
         raise LiversegError("LS202", f"{path}: {trouble}", "plain YAML", "Correct the file") from None
     if not isinstance(content, dict | None):
@@ -87,7 +88,7 @@ def _put(target: dict[str, Any], path: Sequence[str], value: object) -> None:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (RecursionError, yaml.YAMLError):
         return text
 
 
@@ -97,7 +98,9 @@ def _explain(error: ValidationError) -> LiversegError:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(path), sorted(_keys(Settings)))
-    what = f"{'.'.join(path)} = {first['input']!r}"
+    what = (
+        f"{'.'.join(path)} = {reprlib.repr(first['input'])}"  # bounded: YAML's aliases can nest without end
+    )
     return LiversegError("LS201", what, first["msg"].removeprefix("Input should be "), "Correct the value")
 
 
