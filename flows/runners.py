@@ -73,8 +73,6 @@ class DaskRunner:
         Raises:
             LiversegError: LS403 when the scheduler is lost or nothing completes for half an hour.
         """
-        from distributed import KilledWorker
-
         limit = IN_FLIGHT_PER_WORKER * max(1, len(self.client.nthreads()))
         waiting, suspects, pending = deque(items), deque[Item](), dict[Any, Item]()
         while waiting or suspects or pending:
@@ -85,9 +83,9 @@ class DaskRunner:
                 self._submit(function, suspects.popleft(), pending)
             for future in self._completed(pending):
                 item = pending.pop(future)
-                death = future.exception() if future.status == "error" else None
-                if not isinstance(death, KilledWorker):
-                    yield future.result()
+                outcome = self._outcome(future)
+                if outcome is not None:
+                    yield outcome
                 elif alone:
                     yield Outcome(item, error=_worker_died(item))
                 else:
@@ -105,10 +103,25 @@ class DaskRunner:
                 done = wait(list(pending), timeout=NO_PROGRESS_S, return_when="FIRST_COMPLETED").done
         except (TimeoutError, CancelledError, CommClosedError) as error:
             raise _lost(error) from None
-        if any(future.status in ("cancelled", "lost") for future in done):
+        if any(future.status == "cancelled" for future in done):
             raise _lost("the scheduler went away")
-        finished: Iterable[Any] = done
-        return finished
+        # A result that died with its worker before it was fetched is lost: it is computed again.
+        return [future for future in done if future.status != "lost"]
+
+    def _outcome(self, future: Any) -> Outcome[Any, Any] | None:
+        """What a completed future holds; None when it is blamed for the death of workers."""
+        from distributed import CancelledError, KilledWorker
+        from distributed.comm import CommClosedError
+
+        try:
+            outcome: Outcome[Any, Any] = future.result(timeout=NO_PROGRESS_S)
+        except KilledWorker:
+            return None
+        except (TimeoutError, CancelledError, CommClosedError) as error:
+            if future.status == "error":  # the function's own
+                raise
+            raise _lost(error) from None
+        return outcome
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

@@ -1,0 +1,144 @@
+"""Mapping over cases: Dask gives what the serial runner gives, and one bad case stops itself alone."""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.runners import open_runner
+from liverseg_core.config import ComputeConfig, IngestConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.ingest import ingest_case
+from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+from liverseg_core.runners import Outcome, Runner, SerialRunner
+from liverseg_core.source import CaseSource, open_source
+from liverseg_core.store import open_case
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one-worker", "two-workers"])
+def dask(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """A real local cluster."""
+    with open_runner(ComputeConfig(workers=request.param)) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaseSource, ...]:
+    """Four labelled and two unlabelled cases; the third image is cut short on the way in."""
+    path = tmp_path_factory.mktemp("phantom") / "phantom.tar"
+    write_phantom_tar(path, PhantomSpec(cases=4, unlabelled=2, size=(40, 40, 24)))
+    content = bytearray(path.read_bytes())
+    image = open_source(str(path)).cases[2].image
+    content[image.offset + image.size // 2] ^= 1
+    path.write_bytes(content)
+    return open_source(str(path)).cases
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """Every file of every case; manifests say when and how long, so they are left out."""
+    paths = (path for path in store.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(store)): path.read_bytes() for path in paths if path.suffix != ".lock"}
+
+
+def test_dask_is_serial_byte_for_byte(dask: Runner, cases: tuple[CaseSource, ...], tmp_path: Path) -> None:
+    found: dict[str, list[Outcome]] = {}
+    for name, runner in {"serial": SerialRunner(), "dask": dask}.items():
+        # importable by name: a worker knows no test module
+        work = functools.partial(
+            ingest_case, config=IngestConfig(spacing_mm=(4, 4, 4)), store=tmp_path / name
+        )
+        found[name] = sorted(runner.map(work, cases), key=lambda outcome: outcome.item.case)
+    assert [outcome.item for outcome in found["serial"]] == [outcome.item for outcome in found["dask"]]
+    for serial, parallel in zip(found["serial"], found["dask"], strict=True):
+        assert (serial.error is None) == (parallel.error is None)
+        if serial.error and parallel.error:
+            assert str(parallel.error) == str(serial.error)
+            assert parallel.error.code == "LS311"
+            assert serial.item == cases[2]
+        else:
+            assert serial.result.key == parallel.result.key
+            assert serial.result.facts == parallel.result.facts
+            open_case(parallel.result.path)
+    serial, parallel = (
+        {name: data for name, data in files(tmp_path / which).items() if ".staging" not in name}
+        for which in ("serial", "dask")
+    )
+    assert len(serial) > 5 * 5
+    assert parallel == serial
+
+
+def test_outcomes_of_many_items(dask: Runner) -> None:
+    """More items than are in flight; each once, with its own result or its own error."""
+
+    def halve(n: int) -> int:
+        if n % 7 == 3:
+            raise LiversegError("LS318", f"item {n}", "even", "x")
+        return n // 2
+
+    for runner in (SerialRunner(), dask):
+        outcomes = {outcome.item: outcome for outcome in runner.map(halve, range(40))}
+        assert sorted(outcomes) == list(range(40))
+        for n, outcome in outcomes.items():
+            if n % 7 == 3:
+                assert outcome.error
+                assert outcome.error.what == f"item {n}"
+                assert outcome.result is None
+            else:
+                assert outcome.error is None
+                assert outcome.result == n // 2
+    assert list(dask.map(halve, [])) == []
+
+
+def test_a_bug_ends_the_map(dask: Runner) -> None:
+    def divide(n: int) -> float:
+        return 1 / n
+
+    for runner in (SerialRunner(), dask):
+        with pytest.raises(ZeroDivisionError):
+            list(runner.map(divide, [1, 0, 2]))
+        assert [outcome.result for outcome in runner.map(divide, [1])] == [1.0], "the next map works"
+
+
+def test_equal_items_are_worked_on_each(dask: Runner) -> None:
+    def name_of(n: int) -> int:
+        return os.getpid() * 0 + n
+
+    assert [outcome.result for outcome in dask.map(name_of, [5, 5, 5])] == [5, 5, 5]
+
+
+def deadly(folder: Path, item: int) -> Callable[[int], int]:
+    def work(n: int) -> int:
+        (folder / f"{n}-{time.monotonic_ns()}").touch()
+        if n == item:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n * 2
+
+    return work
+
+
+def test_an_item_that_kills_its_worker_is_blamed_alone(dask: Runner, tmp_path: Path) -> None:
+    started = time.monotonic()
+    outcomes = {outcome.item: outcome for outcome in dask.map(deadly(tmp_path, 3), range(8))}
+    assert time.monotonic() - started < 120
+    assert sorted(outcomes) == list(range(8))
+    assert [n for n, outcome in outcomes.items() if outcome.error] == [3]
+    assert outcomes[3].error
+    assert outcomes[3].error.code == "LS702"
+    assert outcomes[3].error.exit_code == 7
+    assert all(outcomes[n].result == n * 2 for n in outcomes if n != 3)
+
+
+def test_no_scheduler(tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.runners.WORKER_WAIT_S", 2)
+    compute = ComputeConfig(dask=f"tcp://127.0.0.1:{free_port()}")
+    with pytest.raises(LiversegError, match="LS402"), open_runner(compute):
+        pass
+
+
+def test_serial_when_asked() -> None:
+    with open_runner(ComputeConfig(workers=0)) as runner:
+        assert isinstance(runner, SerialRunner)
