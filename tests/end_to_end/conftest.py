@@ -148,20 +148,7 @@ def manifests(store: Path) -> dict[str, int]:
     return {str(path.parent.relative_to(store)): path.stat().st_mtime_ns for path in found}
 
 
-def manifest(store: Path, folder: str) -> dict[str, Any]:
-    """The manifest of the only artifact in a folder of the store."""
-    (path,) = store.glob(f"{folder}/*/manifest.json")
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
 @pytest.fixture(scope="session")
 def finished_at() -> Callable[[Path], dict[str, int]]:
     """`manifests`, for the test modules, which pytest imports without a package."""
     return manifests
-
-
-@pytest.fixture(scope="session")
-def manifest_of() -> Callable[[Path, str], dict[str, Any]]:
-    """`manifest`, likewise."""
-    return manifest
