@@ -141,7 +141,7 @@ def _worker_died(item: object) -> LiversegError:
 def _lost(reason: object) -> LiversegError:
     return LiversegError(
         "LS403",
-        f"Dask stopped answering ({reason})",
+        f"Dask stopped answering ({str(reason).partition(chr(10))[0].rstrip(':')})",
         "a scheduler and workers that keep running",
         "Restart them and run the same command again; finished cases are kept",
     )

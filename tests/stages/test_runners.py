@@ -1,8 +1,11 @@
 """Mapping over cases: Dask gives what the serial runner gives, and one bad case stops itself alone."""
 
+import contextlib
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,6 +140,39 @@ def test_no_scheduler(tmp_path: Path, free_port: Callable[[], int], monkeypatch:
     compute = ComputeConfig(dask=f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(LiversegError, match="LS402"), open_runner(compute):
         pass
+
+
+def test_a_scheduler_that_goes_away(free_port: Callable[[], int]) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    module, quiet = [sys.executable, "-m"], ["--host", "127.0.0.1", "--no-dashboard"]
+    commands = (
+        [*module, "distributed.cli.dask_scheduler", "--port", address.rpartition(":")[2], *quiet],
+        [*module, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", *quiet],
+    )
+    with contextlib.ExitStack() as stack:
+        scheduler, _ = (stack.enter_context(_started(command)) for command in commands)
+
+        def wait(n: int) -> int:
+            time.sleep(0.2)
+            return n
+
+        with open_runner(ComputeConfig(dask=address)) as runner:
+            outcomes = runner.map(wait, range(100))
+            assert next(outcomes).error is None
+            scheduler.kill()
+            with pytest.raises(LiversegError, match="LS403") as caught:
+                list(outcomes)
+            assert "\n" not in str(caught.value)
+
+
+@contextlib.contextmanager
+def _started(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_serial_when_asked() -> None:
