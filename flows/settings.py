@@ -98,10 +98,9 @@ def _explain(error: ValidationError) -> LiversegError:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(path), sorted(_keys(Settings)))
-    what = (
-        f"{'.'.join(path)} = {reprlib.repr(first['input'])}"  # bounded: YAML's aliases can nest without end
-    )
-    return LiversegError("LS201", what, first["msg"].removeprefix("Input should be "), "Correct the value")
+    value = reprlib.repr(first["input"])  # bounded: YAML's aliases can nest without end
+    allowed = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return LiversegError("LS201", f"{'.'.join(path)} = {value}", allowed, "Correct the value")
 
 
 def _unknown(key: str, known: Sequence[str]) -> LiversegError:

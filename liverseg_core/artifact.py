@@ -178,7 +178,7 @@ def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bo
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}{PART}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")  # two runs may write one file at once
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -6,11 +6,17 @@ what MLflow records. What changes speed but never results (workers, device) live
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _rising(window: tuple[float, float]) -> tuple[float, float]:
+    if window[0] >= window[1]:
+        raise ValueError("the lower end first, then a higher one")
+    return window
 
 
 class Section(BaseModel):
@@ -81,7 +87,7 @@ class TrainConfig(Section):
     """How often a patch is drawn around background, liver, tumour."""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How far from the patch's centre the drawn voxel may lie, as a share of half a patch."""
-    window_hu: tuple[float, float] = (-200.0, 300.0)
+    window_hu: Annotated[tuple[float, float], AfterValidator(_rising)] = (-200.0, 300.0)
     """Mapped linearly to (−1, 1), clipped outside."""
     loss: Literal["dice_ce", "bce"] = "dice_ce"
     optimiser: Literal["adam", "adamw"] = "adamw"

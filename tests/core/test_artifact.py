@@ -189,6 +189,25 @@ def test_two_processes_never_make_the_same(tmp_path: Path) -> None:
     assert maker(tmp_path, 0).communicate(timeout=60)[0] == "True\n"
 
 
+WRITER = """
+import json, sys
+from pathlib import Path
+from liverseg_core.artifact import write_atomically
+for i in range(150):
+    write_atomically(Path(sys.argv[1]), json.dumps([sys.argv[2]] * (i * 50)).encode())
+"""
+
+
+def test_two_writers_of_one_file_and_a_reader(tmp_path: Path) -> None:
+    path = tmp_path / "latest.json"
+    path.write_text("[]")
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        assert len(set(json.loads(path.read_bytes()))) <= 1
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest.json"]
+
+
 @pytest.mark.parametrize(("stage", "kept"), [(PLAIN, False), (RESUMABLE, True)], ids=["plain", "resumable"])
 def test_what_a_broken_off_make_leaves(tmp_path: Path, stage: Stage, kept: bool) -> None:
     def break_off(folder: Path) -> dict[str, object]:
