@@ -31,13 +31,15 @@ def main() -> NoReturn:
         sys.argv.remove("--debug")
     else:  # Prefect prints the traceback of whatever ends a flow; the one line below says it better
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     try:
         app(standalone_mode=True)
     except LiversegError as error:
         _end(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        _end(str(Interrupted(signal.SIGINT, "interrupted")), ExitCode.INTERRUPTED, debug)
+    except _Stopped as stopped:
+        interrupted = Interrupted(stopped.number, "stopped by a signal")
+        _end(str(interrupted), interrupted.exit_code, debug)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
@@ -53,8 +55,18 @@ def _end(line: str, code: int, debug: bool) -> NoReturn:
     sys.exit(int(code))
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(number, "terminated")
+class _Stopped(BaseException):
+    """A signal came. No KeyboardInterrupt, which typer would end without a word, and no Exception, which any
+    library may take for a failure of its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
 
 if __name__ == "__main__":
