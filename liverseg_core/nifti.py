@@ -242,7 +242,7 @@ def write_label(path: Path, label: Label, like: NiftiHeader) -> None:
     header = kind(like.raw, check=False)
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
-    for field in {"descrip", "db_name", "aux_file", "intent_name"} & set(header.keys()):
+    for field in {"descrip", "data_type", "db_name", "aux_file", "intent_name"} & set(header.keys()):
         header[field] = b""
     image = nib.Nifti1Image if kind is nib.Nifti1Header else nib.Nifti2Image
     path.write_bytes(igzip.compress(image(label, None, header).to_bytes(), mtime=0))

@@ -260,11 +260,12 @@ def test_real_files_decode_as_nibabel_does_or_are_refused(real_data: Path) -> No
     assert refused["not-nifti.nii"] == "LS312"
 
 
-@pytest.mark.parametrize("form", ["sform", "qform", "none", "nifti-2", "big-endian", "extension"])
+@pytest.mark.parametrize("form", ["sform", "qform", "none", "nifti-2", "big-endian", "extension", "scaled"])
 def test_written_label_lies_where_its_scan_does(build: SimpleNamespace, tmp_path: Path, form: str) -> None:
     matrix = build.affine("LIA", (0.7, 2.5, 1.1))
     image = (nib.Nifti2Image if form == "nifti-2" else nib.Nifti1Image)(DATA.astype(np.float32), matrix)
-    image.header["descrip"] = b"secret"
+    for field in {"descrip", "data_type", "db_name", "aux_file", "intent_name"} & set(image.header.keys()):
+        image.header[field] = b"secret"
     image.set_sform(matrix, 1 if form != "qform" else 0)
     image.set_qform(matrix, 1 if form != "sform" else 0)
     if form == "none":
@@ -273,7 +274,10 @@ def test_written_label_lies_where_its_scan_does(build: SimpleNamespace, tmp_path
         image = nib.Nifti1Image(image.get_fdata(), None, image.header.as_byteswapped(">"))
     if form == "extension":
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"secret" * 100))
-    source = decode(image.to_bytes(), "x")
+    content = bytearray(image.to_bytes())
+    if form == "scaled":
+        content[112:120] = struct.pack("<ff", 2, -1024)
+    source = decode(bytes(content), "x")
     label = (DATA % 3).astype(np.uint8)
     first, second = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
     write_label(first, label, source.header)
