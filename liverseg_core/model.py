@@ -50,7 +50,8 @@ class Model:
 
 def save_model(folder: Path, network: nn.Module, spec: ModelSpec) -> None:
     """Write a model folder; `model.json` comes last, so where it is the weights are whole."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    # copies, since some networks hold one tensor under two names, which safetensors refuses
+    weights = {name: value.cpu().clone().contiguous() for name, value in network.state_dict().items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
     write_atomically(folder / SPEC, json.dumps(spec.canonical(), indent=1, sort_keys=True).encode())
 
