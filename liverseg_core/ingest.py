@@ -22,7 +22,8 @@ from liverseg_core.geometry import (
     corner_distance_mm,
     resampled_grid,
 )
-from liverseg_core.nifti import GZIP, NiftiHeader, Volume, as_hu, as_label, decode
+from liverseg_core.nifti import GZIP, Volume, as_hu, as_label, decode
+from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource
 from liverseg_core.stages import INGEST
@@ -79,9 +80,13 @@ def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact
 
     Raises:
         LiversegError: LS303 and LS311 to LS321 for a scan or label that can't be used; LS203, LS601 and LS701
-            for the store.
+            for the store; LS703 when there is too little memory.
     """
-    return produce(store, case_recipe(case, config), lambda folder: _write(case, config, folder))
+    try:
+        return produce(store, case_recipe(case, config), lambda folder: _write(case, config, folder))
+    except MemoryError:
+        allowed, remedy = "a scan that fits in memory", "Use fewer workers, or leave the case out"
+        raise LiversegError("LS703", f"too little memory for {case.case}", allowed, remedy) from None
 
 
 def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:

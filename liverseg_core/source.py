@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from liverseg_core.errors import LiversegError
-from liverseg_core.nifti import GZIP, inflate, parse_header
+from liverseg_core.nifti import GZIP, inflate
+from liverseg_core.nifti_header import parse_header
 
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from liverseg_core.artifact import Artifact, load, write_atomically
+from liverseg_core.artifact import Artifact, load, writable, write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
@@ -50,7 +50,9 @@ def ingest(context: Context, limit: int | None = None) -> Record:
         "cases": [asdict(case) for case in records],
         "quarantined": quarantined,
     }
-    write_atomically(context.store / INGEST.folder / LATEST, json.dumps(result, indent=1).encode())
+    folder = context.store / INGEST.folder
+    with writable(folder):
+        write_atomically(folder / LATEST, json.dumps(result, indent=1).encode())
     return {**result, "made": len(made), "cached": not todo}
 
 

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_error_code_is_explained_once() -> None:
-    sources = (path for folder in ("liverseg_core", "tasks", "flows") for path in (ROOT / folder).rglob("*.py"))
-    used = {code for path in sources for code in re.findall(r"\bLS\d{3}\b", path.read_text())}
+    files = (path for name in ("liverseg_core", "tasks", "flows") for path in (ROOT / name).rglob("*.py"))
+    used = {code for path in files for code in re.findall(r"\bLS\d{3}\b", path.read_text())}
     listed = re.findall(r"^\| (LS\d{3}) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(used)
 
