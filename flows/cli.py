@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from flows.commands import data, health, models, stages
+from flows.console import plain
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def main() -> NoReturn:
 def _end(line: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(line, file=sys.stderr)
+    print(plain(line), file=sys.stderr)
     sys.exit(int(code))
 
 

@@ -30,6 +30,16 @@ LOG_INTERVAL_S = 15.0
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
+def say(line: str) -> None:
+    """Tell people one line, which is not folded."""
+    TALK.print(plain(line), soft_wrap=True, markup=False)
+
+
+def plain(text: str) -> str:
+    """The text without what steers a terminal or begins a line: names come from other people's files."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def current_report() -> Report:
     """The report of the surrounding `watching`; outside one, lines in the flow run's log."""
     return _report.get() or _LogReport()
@@ -58,7 +68,7 @@ class _BarReport:
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self.bars = Progress(*columns, console=TALK, transient=True, disable=not TALK.is_terminal)
         self.tasks: dict[str, TaskID] = {}
@@ -82,7 +92,7 @@ class _BarReport:
             self.bars.remove_task(self.tasks.pop(stage))
             self.first.pop(stage, None)
         lap, self.lap = self.lap, time.monotonic()
-        TALK.print(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}", soft_wrap=True)
+        say(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}")
 
 
 class _LogReport:
@@ -125,5 +135,5 @@ def plain_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Ta
     """A table of values as they are."""
     table = Table(*headings)
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
+        table.add_row(*(escape(plain(str(value))) for value in row))
     return table

@@ -28,6 +28,7 @@ def train(context: Context, dataset: Record) -> Record:
 
 
 def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
+    context.report.progress("train", 0, context.settings.train.steps)
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
     from liverseg_core.train import HISTORY, TrainJob
     from liverseg_core.train import train as fit

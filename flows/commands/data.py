@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.options import Dask, Json, Workers, all_overrides, print_json
-from flows.console import DATA, TALK, plain_table, watching
+from flows.console import DATA, TALK, plain_table, say, watching
 from liverseg_core.errors import ExitCode, LiversegError
 
 
@@ -33,7 +33,7 @@ def phantom(
     spec = PhantomSpec(cases, unlabelled, (x, y, z), seed)
     with TALK.status("phantom") as status:
         write_phantom_tar(out, spec, lambda case: status.update(f"phantom {case}"))
-    TALK.print(f"{out}: {cases} labelled and {unlabelled} unlabelled phantom cases")
+    say(f"{out}: {cases} labelled and {unlabelled} unlabelled phantom cases")
 
 
 def verify(
@@ -64,9 +64,7 @@ def verify(
         headings = ("case", "shape", "spacing_mm", "labelled", "flags", "problem")
         cells = ([_cell(case.get(heading)) for heading in headings] for case in found)
         DATA.print(plain_table(headings, [*cells]))
-        TALK.print(
-            f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members"
-        )
+        say(f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
 

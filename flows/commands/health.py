@@ -11,11 +11,11 @@ from typing import Any
 import typer
 
 from flows.commands.options import Config, Json, Store, print_json
-from flows.console import DATA, TALK, plain_table
+from flows.console import DATA, plain_table, say
 from flows.settings import RECIPES, load_settings
 from liverseg_core.artifact import git_commit, load
 from liverseg_core.config import Settings
-from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.errors import LiversegError
 from liverseg_core.stages import STAGES
 
 PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
@@ -46,7 +46,7 @@ def status(config: Config = None, store: Store = None, as_json: Json = False) ->
         print_json({"store": str(root), "stages": rows})
     else:
         DATA.print(plain_table(("stage", "complete", "unfinished", "mb"), [[*row.values()] for row in rows]))
-        TALK.print(f"Store {root}")
+        say(f"Store {root}")
 
 
 def doctor(config: Config = None, store: Store = None, as_json: Json = False) -> None:
@@ -59,13 +59,18 @@ def doctor(config: Config = None, store: Store = None, as_json: Json = False) ->
         "mlflow": _check_mlflow,
         "prefect": _check_prefect,
     }
-    results = [*_examine(settings, checks)]
+    results = {name: _examine(settings, check) for name, check in checks.items()}
+    rows = [
+        {"check": name, "ok": not isinstance(found, LiversegError), "found": str(found)}
+        for name, found in results.items()
+    ]
     if as_json:
-        print_json(results)
+        print_json(rows)
     else:
-        DATA.print(plain_table(("check", "ok", "found"), [[*row.values()] for row in results]))
-    if not all(row["ok"] for row in results):
-        raise typer.Exit(ExitCode.UNREACHABLE)
+        DATA.print(plain_table(("check", "ok", "found"), [[*row.values()] for row in rows]))
+    for found in results.values():
+        if isinstance(found, LiversegError):
+            raise typer.Exit(found.exit_code)
 
 
 def info(config: Config = None, as_json: Json = False) -> None:
@@ -90,12 +95,11 @@ def info(config: Config = None, as_json: Json = False) -> None:
         DATA.print(plain_table(("", "value"), flat))
 
 
-def _examine(settings: Settings, checks: dict[str, Callable[[Settings], str]]) -> Iterator[dict[str, Any]]:
-    for name, check in checks.items():
-        try:
-            yield {"check": name, "ok": True, "found": check(settings)}
-        except LiversegError as error:
-            yield {"check": name, "ok": False, "found": str(error)}
+def _examine(settings: Settings, check: Callable[[Settings], str]) -> str | LiversegError:
+    try:
+        return check(settings)
+    except LiversegError as error:
+        return error
 
 
 def _check_libraries(_: Settings) -> str:

@@ -1,12 +1,17 @@
 """Verbs that use models: predict, score, and what the registry holds."""
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.commands.options import Config, Device, Json, Store, print_json
-from flows.console import DATA, TALK, dice_table, plain_table, watching
+from flows.console import DATA, dice_table, plain_table, say, watching
+from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
@@ -46,8 +51,8 @@ def predict(
             report.progress("predict", done, len(images), image.name)
             volume = read_nifti(image)
             label = segment(network, volume)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_label(target, label, volume.header)
+            with _replacing(target) as part:
+                write_label(part, label, volume.header)
             found.append(
                 {
                     "image": str(image),
@@ -63,7 +68,7 @@ def predict(
             [one["image"], one["label"], f"{one['liver_ml']:.1f}", f"{one['tumour_ml']:.1f}"] for one in found
         ]
         DATA.print(plain_table(headings, rows))
-        TALK.print("Research software, not a medical device.")
+        say("Research software, not a medical device.")
 
 
 def score(
@@ -96,9 +101,10 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
 
     settings = load_settings(config, store=store)
     register = settings.register_
-    versions = list_versions(
-        connect(register.tracking_uri, Path(settings.store), register.experiment), register.model
-    )
+    versions = []
+    if _is_tracked(settings):
+        tracking = connect(register.tracking_uri, Path(settings.store), register.experiment)
+        versions = list_versions(tracking, register.model)
     if as_json:
         print_json([asdict(version) for version in versions])
         return
@@ -113,34 +119,64 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
 
 def _targets(images: list[Path], out: Path) -> list[Path]:
     """Where each scan's label goes."""
-    if len(images) == 1 and out.name.endswith((".nii", ".nii.gz")):
+    if len(images) == 1 and out.name.endswith(".nii.gz"):
         return [out]
     names = [f"{image.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for image in images]
-    if len(set(names)) < len(names) or out.is_file():
-        trouble = f"{out} is a file" if out.is_file() else "two scans of one name would write one file"
+    a_file = out.is_file() or out.name.endswith((".nii", ".nii.gz"))
+    if len(set(names)) < len(names) or a_file:
+        trouble = f"--out {out} is no folder" if a_file else "two scans of one name would write one file"
         raise LiversegError(
-            "LS208", trouble, "one label file a scan", "Choose a folder, and scans of distinct names"
+            "LS208", trouble, "a .nii.gz for one scan, else a folder", "Correct --out, or rename the scans"
         )
     return [out / name for name in names]
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write instead of `path`, whose place it takes when it is whole."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        code = "LS701" if error.errno == errno.ENOSPC else "LS208"
+        what, allowed = f"cannot write {path}: {error.strerror}", "a place that this user may write to"
+        raise LiversegError(code, what, allowed, "Choose another --out, or free some space") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _model_folder(reference: str, config: str | None, store: str | None) -> Path:
     if not reference.startswith(("models:/", "runs:/")):
         if not Path(reference).is_dir():
-            raise LiversegError(
-                "LS291",
-                f"there is no model {reference}",
-                "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
-                "See `liverseg models list`",
-            )
+            raise _no_model(reference)
         return Path(reference)
     from flows.settings import load_settings
     from tasks.registry import fetch_model
     from tasks.tracking import connect
 
     settings = load_settings(config, store=store)
+    if not _is_tracked(settings):
+        raise _no_model(reference)
     connect(settings.register_.tracking_uri, Path(settings.store), settings.register_.experiment)
     return fetch_model(reference, Path(settings.store) / "fetched")
+
+
+def _is_tracked(settings: Settings) -> bool:
+    """Whether there is a tracking store to ask; connecting to a local one would make it."""
+    uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri is not None or (Path(settings.store) / "mlflow.db").exists()
+
+
+def _no_model(reference: str) -> LiversegError:
+    return LiversegError(
+        "LS291",
+        f"there is no model {reference}",
+        "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
+        "See `liverseg models list`",
+    )
 
 
 def _dice(value: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.options import Config, Dask, Json, Overrides, Store, Workers, all_overrides, print_json
-from flows.console import DATA, TALK, dice_table, plain_table, watching
+from flows.console import DATA, dice_table, plain_table, say, watching
 from flows.settings import load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode
@@ -135,14 +135,13 @@ def _show(result: Record) -> None:
     version, evaluation = result["register"], result["evaluate"]
     DATA.print(dice_table(evaluation["summary"]))
     aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
-    line = f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}"
-    TALK.print(line, soft_wrap=True)
-    TALK.print(f"Pictures   {Path(evaluation['path']) / 'pictures'}", soft_wrap=True)
+    say(f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}")
+    say(f"Pictures   {Path(evaluation['path']) / 'pictures'}")
 
 
 def _quarantine(cases: Record) -> None:
     """Name the cases that could not be used, and end with the exit code that says so."""
     for entry in cases["quarantined"]:
-        TALK.print(f"Quarantined {entry['case']}: {entry['reason']}", soft_wrap=True, markup=False)
+        say(f"Quarantined {entry['case']}: {entry['reason']}")
     if cases["quarantined"]:
         raise typer.Exit(ExitCode.PARTIAL)

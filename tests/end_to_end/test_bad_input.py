@@ -247,6 +247,40 @@ def test_a_scan_that_is_none(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("out", ["label.nii", "/dev/null", "/proc/nowhere/label.nii.gz"])
+def test_a_label_that_cannot_be_written(
+    liverseg: Run, stored: Any, phantom: Path, tmp_path: Path, out: str
+) -> None:
+    """Nor half of it."""
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(member(phantom, "imagesTr/liver_0.nii.gz"))
+    (model,) = list(stored.path.glob("models/*/model.json"))[:1]
+    check(liverseg("predict", scan, "--model", model.parent, "-o", tmp_path / out), "LS208", 2)
+    assert [*tmp_path.iterdir()] == [scan]
+
+
+def test_looking_makes_nothing(liverseg: Run, tmp_path: Path) -> None:
+    """Verbs that only read leave no store behind where there was none."""
+    store = tmp_path / "[bold]nowhere"
+    assert f"Store {store}" in liverseg("status", "--store", store).ok().err
+    assert liverseg("models", "list", "--store", store, "--json").ok().data == []
+    check(
+        liverseg("predict", "x.nii.gz", "--model", "models:/a@b", "--store", store, "-o", "y.nii.gz"),
+        "LS291",
+        2,
+    )
+    assert not store.exists()
+
+
+def test_a_name_that_would_steer_the_terminal(liverseg: Run, phantom: Path, tmp_path: Path) -> None:
+    """Markup and escape sequences from a dataset are shown, not obeyed."""
+    listing = {**json.loads(member(phantom, "dataset.json")), "name": "[/b]\x1b[31mred\nLS999: x"}
+    source = rewritten(phantom, tmp_path / "x.tar", {"dataset.json": json.dumps(listing).encode()})
+    ended = liverseg("verify", source, "--workers", 0).ok()
+    assert "[/b]\ufffd[31mred\ufffdLS999: x: 7 cases" in ended.err
+    assert "\x1b" not in ended.err + ended.out
+
+
 def test_damaged_parts_of_the_store_are_named(
     liverseg: Run, stored: Any, tmp_path: Path, finished_at: Callable[[Path], dict[str, int]]
 ) -> None:
