@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
+from liverseg_core.config import ComputeConfig, IngestConfig, Settings, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
 from liverseg_core.geometry import Grid
 from liverseg_core.model import load_model
@@ -59,7 +60,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def make_job(cases: list[Path], **changes: object) -> TrainJob:
     recipe = {
-        "network": {"channels": (4, 8), "residual_units": 1},
+        "network": {"channels": (4, 8), "residual_units": 1, "norm": "batch"},
         "augment": {"affine_probability": 0.5, "noise_probability": 0.5},
         "patch_size": (16, 16, 8),
         "batch_size": 2,
@@ -240,7 +241,7 @@ def test_it_learns(cases: list[Path], tmp_path: Path, loss: str) -> None:
 def test_bf16_runs_and_checkpoints_hold_fp32(cases: list[Path], tmp_path: Path) -> None:
     train(make_job(cases, precision="bf16"), tmp_path, silent)
     model = load_model(tmp_path, "cpu")
-    assert {value.dtype for value in model.network.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in model.network.parameters()} == {torch.float32}
 
 
 def test_divergence_is_an_error(cases: list[Path], tmp_path: Path) -> None:
@@ -264,3 +265,18 @@ def test_one_hot_matches_the_definition() -> None:
     expected = torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1).float()
     assert torch.equal(one_hot(label), expected)
     assert math.isclose(float(one_hot(label).sum()), label.numel())
+
+
+def test_shipped_recipes_are_what_they_say() -> None:
+    folder = Path(__file__).parents[2] / "deployments" / "configs"
+    recipes = {
+        name: Settings.model_validate(yaml.safe_load((folder / f"{name}.yaml").read_text()))
+        for name in ("phantom", "unet")
+    }
+    unet = recipes["unet"]
+    assert unet.train.steps * unet.train.batch_size == 100 * 105 * 5
+    assert (unet.split.validation, unet.ingest.spacing_mm, unet.ingest.shrink) == (26, None, 2)
+    assert (unet.train.loss, unet.train.optimiser, unet.train.schedule) == ("bce", "adam", "constant")
+    phantom = recipes["phantom"]
+    assert phantom.train.precision == "fp32"  # bf16 pays only on some processors
+    assert phantom.split.validation >= 6
