@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import re
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from liverseg_core.config import ComputeConfig
@@ -16,6 +19,7 @@ Result = TypeVar("Result")
 IN_FLIGHT_PER_WORKER = 4
 """Enough to keep a worker busy, few enough that 100,000 cases don't make 100,000 futures."""
 WORKER_WAIT_S = 60
+ADDRESS = re.compile(r"(tcp://|tls://)?[^\s/]+:\d{1,5}")
 NO_PROGRESS_S = 1800
 
 
@@ -26,23 +30,18 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
     Raises:
         LiversegError: LS402 when no Dask worker answers.
     """
+    if compute.dask is not None and not ADDRESS.fullmatch(compute.dask):
+        what = f"--dask {compute.dask!r} is no scheduler's address"
+        raise LiversegError("LS201", what, "HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT", "Correct it")
     workers = os.cpu_count() or 1 if compute.workers is None else compute.workers
     if compute.dask is None and workers == 0:
         yield SerialRunner()
         return
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     with contextlib.ExitStack() as stack:
         try:
-            address = compute.dask or stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    silence_logs="CRITICAL",
-                )
-            )
+            address = compute.dask or stack.enter_context(_local_cluster(workers))
             client = stack.enter_context(Client(address, timeout=WORKER_WAIT_S, set_as_default=False))
             client.wait_for_workers(1, timeout=WORKER_WAIT_S)
         except (OSError, TimeoutError, ValueError) as error:
@@ -54,6 +53,24 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
                 "Start one, correct --dask, or use --workers 0 to work without Dask",
             ) from None
         yield DaskRunner(client)
+
+
+def _local_cluster(workers: int) -> Any:
+    """Worker processes that never see Ctrl-C, which a terminal sends to all: this process ends them."""
+    from distributed import LocalCluster
+
+    resource_tracker.ensure_running()  # here, since the thread that starts it has its signals unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:  # the thread that starts workers, now and later, takes the mask from this one, and they from it
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # None would try, and talk about, port 8787
+            silence_logs="CRITICAL",
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DaskRunner:

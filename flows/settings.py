@@ -86,10 +86,12 @@ def _put(target: dict[str, Any], path: Sequence[str], value: object) -> None:
 
 
 def _value(text: str) -> Any:
+    """The YAML value of a text; digits that YAML would change, as it does 0123, stay text."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except (RecursionError, yaml.YAMLError):
         return text
+    return text if isinstance(value, int) and text.isdigit() and str(value) != text else value
 
 
 def _explain(error: ValidationError) -> LiversegError:

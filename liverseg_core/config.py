@@ -22,7 +22,7 @@ def _rising(window: tuple[float, float]) -> tuple[float, float]:
 class Section(BaseModel):
     """A frozen section that refuses unknown keys and numbers that JSON, and so no key, can hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
     def canonical(self) -> dict[str, Any]:
         """The section as plain JSON values, for keys and for tracking."""

@@ -45,7 +45,8 @@ class LiversegError(Exception):
         return ExitCode(int(self.code[2]))
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.what}. Allowed: {self.allowed}. {self.remedy}."
+        stop = "" if self.remedy.endswith("?") else "."
+        return f"{self.code}: {self.what}. Allowed: {self.allowed}. {self.remedy}{stop}"
 
 
 class Interrupted(LiversegError):

@@ -114,7 +114,7 @@ def test_mistakes_in_the_environment_and_in_flags() -> None:
     with pytest.raises(LiversegError, match=r"LS201.*Did you mean train\.steps"):
         load(env={"LIVERSEG_TRAIN__STEPZ": "1"})
     with pytest.raises(LiversegError, match="LS201"):
-        load(store=5)
+        load(store=["two", "stores"])
 
 
 LAUGHS = b"a0: &a0 [x]\n" + b"".join(
@@ -166,3 +166,8 @@ def test_canonical_sections_survive_json() -> None:
     settings = load("phantom")
     again = Settings.model_validate(settings.model_dump(mode="json", by_alias=True))
     assert again == settings
+
+
+@pytest.mark.parametrize("digits", ["0123", "1234567890", "12e4"])
+def test_a_checksum_of_digits_stays_as_it_was_written(digits: str) -> None:
+    assert load_settings(overrides=[f"source_md5={digits}"], environment={}).source_md5 == digits
