@@ -35,7 +35,7 @@ class Fingerprint:
         self.keep = positions_per_class
         self.histogram: Int64[np.ndarray, "classes 65536"] = np.zeros((N_CLASSES, 65536), np.int64)
         self.boxes = np.tile(np.array([2**31 - 1, -1], np.int64), (N_CLASSES, 3, 1))
-        self.digest = hashlib.sha256()
+        self.digests: dict[int, bytes] = {}  # by slab, since slabs come from either end
         self.samples: list[list[tuple[Float64[np.ndarray, " n"], Positions]]] = [[] for _ in range(N_CLASSES)]
 
     def add(self, start: int, image: ImageSlab, label: LabelSlab | None) -> None:
@@ -44,7 +44,7 @@ class Fingerprint:
             label = np.zeros(image.shape, np.uint8)
         before = self.histogram.sum(axis=1)
         _tally(image, label, start, self.histogram, self.boxes)
-        self.digest.update(image[:: max(1, len(image) // 4)].tobytes())
+        self.digests[start] = hashlib.sha256(image[:: max(1, len(image) // 4)].tobytes()).digest()
         rng = np.random.default_rng([start, *self.shape])
         for c, count in enumerate(self.histogram.sum(axis=1) - before):
             if count:
@@ -60,7 +60,7 @@ class Fingerprint:
         else:
             found = np.flatnonzero(flat == c)
         priority = rng.random(len(found))
-        best = np.argsort(priority)[: self.keep]
+        best = _lowest(priority, self.keep)
         z, y, x = np.unravel_index(found[best], label.shape)
         self.samples[c].append((priority[best], np.stack([x, y, z + start], axis=1).astype(np.int32)))
 
@@ -70,7 +70,7 @@ class Fingerprint:
         for c, parts in enumerate(self.samples):
             priority = np.concatenate([np.empty(0), *(part[0] for part in parts)])
             voxels = np.concatenate([np.empty((0, 3), np.int32), *(part[1] for part in parts)])
-            chosen = voxels[np.argsort(priority)[: self.keep]]
+            chosen = voxels[_lowest(priority, self.keep)]
             result[c] = chosen[np.lexsort(chosen.T)]
         return result
 
@@ -82,15 +82,21 @@ class Fingerprint:
         boxes = [
             [[int(low), int(high) + 1] for low, high in box] if box[0, 1] >= 0 else None for box in self.boxes
         ]
-        self.digest.update(everything.tobytes())
+        content = hashlib.sha256(b"".join(self.digests[start] for start in sorted(self.digests)))
+        content.update(everything.tobytes())
         return {
             "voxels": self.histogram.sum(axis=1).tolist(),
             "boxes": boxes,
             "body_hu": _intensity(body),
             "liver_hu": _intensity(self.histogram[1]),
             "tumour_hu": _intensity(self.histogram[2]),
-            "content": self.digest.hexdigest()[:32],
+            "content": content.hexdigest()[:32],
         }
+
+
+def _lowest(values: Float64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
+    """Where the lowest values are, in no order."""
+    return np.argpartition(values, count)[:count] if count < len(values) else np.arange(len(values))
 
 
 def _intensity(histogram: Int64[np.ndarray, " 65536"]) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
 
-import itertools
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from liverseg_core.geometry import (
     corner_distance_mm,
     resampled_grid,
 )
-from liverseg_core.nifti import GZIP, Volume, as_hu, as_label, decode
+from liverseg_core.inflate import PIECE, is_gzip, joined
+from liverseg_core.nifti import Scan, Volume, as_classes, as_hu, open_scan
 from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.resample import resample_image, resample_label
-from liverseg_core.source import CaseSource
+from liverseg_core.source import CaseSource, Member
 from liverseg_core.stages import INGEST
 from liverseg_core.store import CHUNK, NATIVE_LABEL, CaseWriter, slabs
 
@@ -95,12 +96,10 @@ def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:
     Raises:
         LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
     """
-    image = decode(case.image.read(), case.image.name)
-    if case.label is None:
-        return image, None
-    label = decode(case.label.read(), case.label.name)
+    image = _open(case.image)
+    label = _open(case.label) if case.label else None
     _check_match(image, label)
-    return image, label
+    return image.whole(), label.whole() if label else None
 
 
 def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
@@ -112,40 +111,74 @@ def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
 
 
 def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """The planes of a scan on its case's grid, int16 HU."""
-    canonical = target.orientation.to_canonical(volume.data)
-    planes = (as_hu(volume, np.ascontiguousarray(canonical[:, :, z].T)) for z in range(canonical.shape[2]))
+    """The planes of a scan on its case's grid, int16 HU, upwards."""
+    planes = (as_hu(volume, plane) for plane in _canonical_planes(volume, target))
     return resample_image(planes, target.source, target.grid)
 
 
+def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """The planes of a label on its case's grid, by vote or nearest, upwards."""
+    planes = (as_classes(volume, plane) for plane in _canonical_planes(volume, target))
+    return resample_label(planes, target.source, target.grid, method)
+
+
+def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    canonical = target.orientation.to_canonical(volume.data)
+    return (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
+
+
 def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
-    volume, label = read_case(case)
-    target = plan_target(volume.header, config)
-    planes: Iterator[Any] = itertools.repeat(None)
-    if case.label and label:
-        planes = label_planes(label, target, config.label_interpolation)
-        packed = case.label.read()
-        packed = packed if packed[:2] == GZIP else igzip.compress(packed, mtime=0)
-        (folder / NATIVE_LABEL).write_bytes(packed)
-    writer = CaseWriter(folder, target.grid, labelled=case.label is not None)
+    image = _open(case.image)
+    label = _open(case.label, keep=folder / NATIVE_LABEL) if case.label else None
+    _check_match(image, label)
+    target = plan_target(image.header, config)
+    flips, depth = target.orientation.flips, target.grid.shape[2]
+    planes = (as_hu(image, plane) for plane in _stored_planes(image, target))
+    image_slabs = slabs(resample_image(planes, target.source, target.grid, flips), depth, flips[2])
+    label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
+    if label:
+        classes = (as_classes(label, plane) for plane in _stored_planes(label, target))
+        voted = resample_label(classes, target.source, target.grid, config.label_interpolation, flips)
+        label_slabs = slabs(voted, depth, flips[2])
+    writer = CaseWriter(folder, target.grid, labelled=label is not None)
     fingerprint = Fingerprint(target.grid.shape, config.positions_per_class)
-    label_slabs = slabs(planes) if case.label else planes
-    starts = itertools.count(0, CHUNK)
-    for start, image, label_slab in zip(
-        starts, slabs(image_planes(volume, target)), label_slabs, strict=False
-    ):
-        writer.write_slab(start, image, label_slab)
-        fingerprint.add(start, image, label_slab)
-    facts = _facts(case, volume.header, target, fingerprint.facts())
+    for (start, image_slab), (_, label_slab) in zip(image_slabs, label_slabs, strict=True):
+        writer.write_slab(start, image_slab, label_slab)
+        fingerprint.add(start, image_slab, label_slab)
+    facts = _facts(case, image.header, target, fingerprint.facts())
     writer.finish(case.case, fingerprint.positions(), facts)
     return facts
 
 
-def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """The planes of a label on its case's grid, by vote or nearest."""
-    canonical = target.orientation.to_canonical(as_label(volume))
-    planes = (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
-    return resample_label(planes, target.source, target.grid, method)
+def _open(member: Member, keep: Path | None = None) -> Scan:
+    pieces: Iterator[bytes] = iter([member.read()])
+    return open_scan(pieces if keep is None else _kept(pieces, keep), member.size, member.name)
+
+
+def _kept(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """A file's bytes, which on their way are written down, gzipped if they are not yet."""
+    file = joined(pieces)
+    with path.open("wb") as packed, contextlib.ExitStack() as stack:
+        kept: Any = packed
+        if not is_gzip(file):
+            kept = stack.enter_context(igzip.IGzipFile("", "wb", fileobj=packed, mtime=0))
+        while piece := file.read(PIECE):  # cut anew: how they were cut must not show in the gzip
+            kept.write(piece)
+            yield piece
+
+
+def _stored_planes(scan: Scan, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """Planes with the axes canonical but not yet their directions, as they inflate.
+
+    Where the slices are not stacked along z, the volume is read whole.
+    """
+    axes = target.orientation.axes
+    if axes == (0, 1, 2):
+        return scan.slices()
+    if axes == (1, 0, 2):
+        return (np.ascontiguousarray(plane.T) for plane in scan.slices())
+    stored = scan.whole().data.transpose(axes)
+    return (np.ascontiguousarray(stored[:, :, k].T) for k in range(stored.shape[2]))
 
 
 def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Mapping[str, Any]) -> Facts:
@@ -166,8 +199,10 @@ def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: M
     }
 
 
-def _check_match(image: Volume, label: Volume) -> None:
+def _check_match(image: Scan, label: Scan | None) -> None:
     """A label must lie on its image's grid, corner by corner within a tenth of a voxel."""
+    if label is None:
+        return
     apart = corner_distance_mm(image.header.grid, label.header.grid)
     if apart <= 0.1 * min(image.header.grid.spacing_mm):
         return

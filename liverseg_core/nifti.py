@@ -1,26 +1,24 @@
-"""NIfTI files: a checked inflate, the volume as stored, labels written back."""
+"""NIfTI files: slices as they inflate, or the volume whole, as stored; labels written back."""
 
-import itertools
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
-from jaxtyping import Shaped
+from isal import igzip
+from jaxtyping import Shaped, UInt8
 
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
+from liverseg_core.inflate import GZIP, MAX_INFLATION, Inflated, inflate
 from liverseg_core.nifti_header import NiftiHeader, header_kind, parse_header
 
-HEADER_BYTES = 1024
-"""Enough of a file to hold either header."""
-PIECE = 1 << 18
-"""Compressed bytes inflated at once; their inflated size is at most a thousandfold."""
-MAX_INFLATION = 1032
-"""Deflate packs no more than this into a byte."""
-GZIP = b"\x1f\x8b"
+__all__ = ["GZIP", "Scan", "Volume", "as_hu", "as_label", "decode", "inflate", "open_scan", "read_nifti"]
+
+HEADER_BYTES = 348
+NIFTI2_HEADER_BYTES = 540
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,76 @@ class Volume:
     name: str
 
 
+@dataclass(frozen=True)
+class Scan:
+    """A scan or label opened: its header read, its voxels still to come, once."""
+
+    header: NiftiHeader
+    name: str
+    content: Inflated
+
+    def slices(self) -> Iterator[Shaped[np.ndarray, "_ _"]]:
+        """The slices along the last stored axis, in order, each indexed (second, first) stored axis.
+
+        Raises:
+            LiversegError: LS311 damaged gzip, LS317 wrong length; where it ends is checked behind the last.
+        """
+        first, second, third = self.header.shape
+        for _ in range(third):
+            stored = np.empty((second, first), self.header.dtype)
+            self._fill(stored)
+            yield stored
+        self._check_end()
+
+    def whole(self) -> Volume:
+        """Read all voxels into one array.
+
+        Raises:
+            LiversegError: LS311 and LS317, as `slices`.
+        """
+        stored = np.empty(self.header.shape[::-1], self.header.dtype)
+        self._fill(stored)
+        self._check_end()
+        return Volume(stored.T, self.header, self.name)
+
+    def _fill(self, array: Shaped[np.ndarray, "..."]) -> None:
+        if self.content.read_into(array.reshape(-1).view(np.uint8).data) < array.nbytes:
+            raise _length(self.name, self.header, "fewer bytes")
+
+    def _check_end(self) -> None:
+        if self.content.read(1):
+            raise _length(self.name, self.header, f"more than {self.header.total_bytes} bytes")
+
+
+def open_scan(pieces: Iterable[bytes], size: int, name: str) -> Scan:
+    """Read a NIfTI file up to its voxels.
+
+    Args:
+        pieces: The file's bytes in order, gzipped or not.
+        size: How many bytes they are together.
+        name: What to call it in errors.
+
+    Raises:
+        LiversegError: LS311 damaged gzip, LS312 not NIfTI, LS313 sizes, LS314 spacing, LS315 affine,
+            LS316 voxel type, LS317 length.
+    """
+    content = Inflated(pieces, name)
+    start = content.read(HEADER_BYTES)
+    if _is_nifti2(start):
+        start += content.read(NIFTI2_HEADER_BYTES - HEADER_BYTES)
+    header = parse_header(start, name)
+    most = size * MAX_INFLATION if content.gzipped else size
+    if header.total_bytes > most:  # before memory is set aside for what can't be there
+        raise _length(name, header, f"at most {most} bytes")
+    content.read(header.offset - len(start))
+    return Scan(header, name, content)
+
+
 def read_nifti(path: Path) -> Volume:
     """Read a `.nii` or `.nii.gz` whole.
 
     Raises:
-        LiversegError: LS301 where there is no such file; LS311 to LS317 for what `decode` refuses.
+        LiversegError: LS301 where there is no such file; LS311 to LS317 for what `open_scan` refuses.
     """
     try:
         data = path.read_bytes()
@@ -49,55 +112,10 @@ def read_nifti(path: Path) -> Volume:
 def decode(data: bytes, name: str) -> Volume:
     """Inflate and gate a NIfTI file's bytes.
 
-    Args:
-        data: The file, gzipped or not.
-        name: What to call it in errors.
-
     Raises:
-        LiversegError: LS311 damaged gzip, LS312 not NIfTI, LS313 sizes, LS314 spacing, LS315 affine,
-            LS316 voxel type, LS317 length.
+        LiversegError: LS311 to LS317, as `open_scan`.
     """
-    pieces = inflate(data, name) if data[:2] == GZIP else iter([data])
-    start = b""
-    while len(start) < HEADER_BYTES and (piece := next(pieces, None)) is not None:
-        start += piece
-    header = parse_header(start, name)
-    most = len(data) * MAX_INFLATION if data[:2] == GZIP else len(data)
-    if header.total_bytes > most:  # before memory is set aside for what can't be there
-        raise _length(name, header, f"at most {most} bytes")
-    content = np.empty(header.total_bytes, np.uint8)
-    filled = 0
-    for piece in itertools.chain([start], pieces):
-        if filled + len(piece) > header.total_bytes:
-            raise _length(name, header, f"more than {header.total_bytes} bytes")
-        content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
-        filled += len(piece)
-    if filled < header.total_bytes:
-        raise _length(name, header, f"{filled} bytes")
-    voxels = content[header.offset :].view(header.dtype).reshape(header.shape, order="F")
-    return Volume(voxels, header, name)
-
-
-def inflate(data: bytes, name: str) -> Iterator[bytes]:
-    """Inflate a gzip file piece by piece, all its members, each with its CRC and length checked.
-
-    Raises:
-        LiversegError: LS311 when a member is damaged, cut short or followed by anything but zeros.
-    """
-    view, at = memoryview(data), 0
-    while bytes(view[at : at + 2]) == GZIP:
-        inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-        while not inflater.eof:
-            if at == len(view):
-                raise _damaged(name, "its end is missing")
-            piece = view[at : at + PIECE]
-            try:
-                yield inflater.decompress(piece)
-            except igzip_lib.error as error:  # type: ignore[misc]  # its stub says object
-                raise _damaged(name, str(error)) from None
-            at += len(piece) - len(inflater.unused_data)
-    if np.frombuffer(view[at:], np.uint8).any():
-        raise _damaged(name, f"{len(view) - at} stray bytes behind its end")
+    return open_scan([data], len(data), name).whole()
 
 
 def as_label(volume: Volume) -> Label:
@@ -106,24 +124,36 @@ def as_label(volume: Volume) -> Label:
     Raises:
         LiversegError: LS320 for values other than 0, 1 and 2.
     """
-    data = volume.data
-    if volume.header.slope != 1 or volume.header.intercept != 0:
-        data = data * volume.header.slope + volume.header.intercept
-    label = (
+    return as_classes(volume, volume.data)
+
+
+def as_classes(label: Scan | Volume, stored: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Some of a label's stored values as uint8 classes.
+
+    Raises:
+        LiversegError: LS320 for values other than 0, 1 and 2.
+    """
+    header, data = label.header, stored
+    plain = header.slope == 1 and header.intercept == 0
+    if plain and data.dtype == np.uint8 and data.max(initial=0) <= 2:
+        return data
+    if not plain:
+        data = data * header.slope + header.intercept
+    classes = (
         data.astype(np.uint8)
         if data.dtype.kind in "iu"
         else np.rint(np.clip(np.nan_to_num(data, nan=255), 0, 255)).astype(np.uint8)
     )
-    if label.max(initial=0) > 2 or not np.array_equal(label, data):
+    if classes.max(initial=0) > 2 or not np.array_equal(classes, data):
         odd = np.setdiff1d(np.unique(data), [0, 1, 2])[:5]
-        what = f"{volume.name}: label values {', '.join(f'{value:.6g}' for value in odd)}"
+        what = f"{label.name}: label values {', '.join(f'{value:.6g}' for value in odd)}"
         raise LiversegError(
             "LS320", what, "0 background, 1 liver, 2 tumour", "Map the labels to these values"
         )
-    return label
+    return classes
 
 
-def as_hu(volume: Volume, plane: Shaped[np.ndarray, "y x"]) -> Shaped[np.ndarray, "y x"]:
+def as_hu(volume: Scan | Volume, plane: Shaped[np.ndarray, "y x"]) -> Shaped[np.ndarray, "y x"]:
     """A plane of stored values as HU, in this machine's byte order.
 
     Raises:
@@ -159,10 +189,8 @@ def write_label(path: Path, label: Label, like: NiftiHeader) -> None:
     path.write_bytes(igzip.compress(image(label, None, header).to_bytes(), mtime=0))
 
 
-def _damaged(name: str, trouble: str) -> LiversegError:
-    return LiversegError(
-        "LS311", f"{name}: damaged gzip ({trouble})", "an intact file", "Copy the file again"
-    )
+def _is_nifti2(start: bytes) -> bool:
+    return struct.pack("<i", NIFTI2_HEADER_BYTES) in (start[:4], start[3::-1])
 
 
 def _length(name: str, header: NiftiHeader, found: str) -> LiversegError:

@@ -4,15 +4,19 @@ This is the only place that knows both axis orders: volumes are (x, y, z), x fas
 (z, y, x), so that `.T` is a free view.
 """
 
+import itertools
 import shutil
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from jaxtyping import Shaped
+from numcodecs import Blosc  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -32,6 +36,8 @@ CLASSES = ("background", "liver", "tumour")
 COLOURS = {1: (164, 92, 219, 255), 2: (255, 221, 51, 255)}
 """Liver purple, tumour yellow."""
 OME_VERSION = "0.5"
+BLOSC = Blosc("lz4", 9, Blosc.BITSHUFFLE)
+"""As fast to write and to read as any that packs CT well: zstd packs 7 % better at 4 times the cost."""
 SMALL_FILE = 1 << 20
 """Files up to this size are checked whole when a case is opened: all that carry no checksum of their own."""
 
@@ -65,8 +71,7 @@ class CaseWriter:
         self.grid = grid
         shutil.rmtree(folder / IMAGE, ignore_errors=True)
         self.group = zarr.create_group(folder / IMAGE, zarr_format=3)
-        self.image = _create(self.group, "0", grid, np.dtype(np.int16))
-        self.label = None
+        _create(self.group, "0", grid, np.dtype(np.int16))
         if labelled:
             labels = self.group.create_group("labels", attributes={"ome": _ome(labels=[LABEL_NAME])})
             colours = [{"label-value": value, "rgba": list(rgba)} for value, rgba in COLOURS.items()]
@@ -74,15 +79,15 @@ class CaseWriter:
             described = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
             ome = _ome(multiscales=_multiscales(grid, LABEL_NAME), **{"image-label": described})
             anatomy = labels.create_group(LABEL_NAME, attributes={"ome": ome})
-            self.label = _create(anatomy, "0", grid, np.dtype(np.uint8))
+            _create(anatomy, "0", grid, np.dtype(np.uint8))
 
     def write_slab(
         self, start: int, image: Shaped[np.ndarray, "z y x"], label: Shaped[np.ndarray, "z y x"] | None
     ) -> None:
-        """Write whole planes from z = `start`, a multiple of the chunk size."""
-        self.image[start : start + len(image)] = image
-        if self.label is not None:
-            self.label[start : start + len(image)] = label
+        """Write whole planes from z = `start`, a multiple of the chunk size; slabs may come in any order."""
+        _write_shard(self.folder / IMAGE / "0", start, image)
+        if label is not None:
+            _write_shard(self.folder / IMAGE / "labels" / LABEL_NAME / "0", start, label)
 
     def finish(self, name: str, positions: Mapping[int, Positions], facts: Mapping[str, Any]) -> None:
         """Write the attributes and the sampling positions."""
@@ -145,28 +150,62 @@ def read_volume(array: zarr.Array[Any]) -> Shaped[np.ndarray, "x y z"]:
     return read_box(array, (0, 0, 0), array.shape[::-1], 0)
 
 
-def slabs(planes: Iterable[Shaped[np.ndarray, "y x"]]) -> Iterable[Shaped[np.ndarray, "z y x"]]:
-    """Group planes into slabs as thick as a chunk."""
-    slab: list[np.ndarray] = []
-    for plane in planes:
-        slab.append(plane)
-        if len(slab) == CHUNK:
-            yield np.stack(slab)
-            slab = []
-    if slab:
-        yield np.stack(slab)
+def slabs(
+    planes: Iterable[Shaped[np.ndarray, "y x"]], depth: int, falling: bool = False
+) -> Iterator[tuple[int, Shaped[np.ndarray, "z y x"]]]:
+    """Group planes into slabs as thick as a chunk, each with the z of its first plane.
+
+    Args:
+        planes: As many as `depth`; consumed to the end.
+        depth: Planes of the whole volume.
+        falling: Whether the planes come from the top, and so the slabs.
+    """
+    source = iter(planes)
+    starts = range(0, depth, CHUNK)
+    for start in reversed(starts) if falling else starts:
+        ready = list(itertools.islice(source, min(CHUNK, depth - start)))
+        yield start, np.stack(ready[::-1] if falling else ready)
+    for _ in source:  # a reader behind the iterator checks its end
+        raise AssertionError("more planes than the volume has")
 
 
-def _create(group: zarr.Group, name: str, grid: Grid, dtype: np.dtype[Any]) -> zarr.Array[Any]:
+def _write_shard(array: Path, start: int, slab: Shaped[np.ndarray, "z y x"]) -> None:
+    """Write one shard as the format has it: its chunks, then where each lies, each with its checksum.
+
+    Zarr reads it like its own; writing it through Zarr costs several times as much as compressing.
+    """
+    rows, columns = (-(-size // CHUNK) for size in slab.shape[1:])
+    chunk = np.zeros((CHUNK, CHUNK, CHUNK), slab.dtype)
+    content, index, at = [], [], 0
+    for row, column in np.ndindex(rows, columns):
+        part = slab[:, row * CHUNK : (row + 1) * CHUNK, column * CHUNK : (column + 1) * CHUNK]
+        if part.shape != chunk.shape:
+            chunk[:] = 0
+        chunk[tuple(slice(size) for size in part.shape)] = part
+        packed = _checked(BLOSC.encode(chunk))
+        content.append(packed)
+        index.append((at, len(packed)))
+        at += len(packed)
+    content.append(_checked(np.array(index, "<u8").tobytes()))
+    path = array / "c" / str(start // CHUNK) / "0" / "0"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"".join(content))
+
+
+def _checked(data: bytes) -> bytes:
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def _create(group: zarr.Group, name: str, grid: Grid, dtype: np.dtype[Any]) -> None:
     x, y, z = grid.shape
-    return group.create_array(
+    group.create_array(
         name,
         shape=(z, y, x),
         dtype=dtype,
         chunks=(CHUNK, CHUNK, CHUNK),
         shards=(CHUNK, -(-y // CHUNK) * CHUNK, -(-x // CHUNK) * CHUNK),
         # Zarr's default codecs miss every flipped bit; crc32c names them all.
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname="lz4", clevel=9, shuffle="bitshuffle"), Crc32cCodec()],
         dimension_names=("z", "y", "x"),
         # A missing chunk reads as zeros without an error, so every chunk is written.
         config={"write_empty_chunks": True},

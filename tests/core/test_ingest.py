@@ -1,7 +1,9 @@
 """Ingest: every voxel keeps its place and value, the key names exactly what decides them."""
 
 import dataclasses
+import gzip
 import hashlib
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,16 @@ import pytest
 
 from liverseg_core.artifact import Artifact
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import case_recipe, ingest_case, record
+from liverseg_core.ingest import (
+    _kept,
+    case_recipe,
+    image_planes,
+    ingest_case,
+    label_planes,
+    plan_target,
+    read_case,
+    record,
+)
 from liverseg_core.source import CaseSource
 from liverseg_core.store import open_case, read_volume
 from liverseg_core.verify import verify_case
@@ -207,6 +218,76 @@ def test_bad_voxels_and_a_bomb_stop_the_case(build: SimpleNamespace, tmp_path: P
     ]:
         case = build.case(tmp_path, build.zipped(image), name=name)
         assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
+
+
+CODES = [
+    "".join(code) for axes in itertools.permutations(("LR", "PA", "IS")) for code in itertools.product(*axes)
+]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_streaming_is_the_whole_volume_s_answer(build: SimpleNamespace, tmp_path: Path, code: str) -> None:
+    """Whatever the stored order: upwards, from the top, or not stacked along z at all; over three slabs."""
+    shape = [0, 0, 0]
+    for axis, letter in enumerate(code):
+        shape[axis] = {"L": 13, "R": 13, "A": 11, "P": 11, "I": 70, "S": 70}[letter]
+    rng = np.random.default_rng(0)
+    image = rng.integers(-1000, 1000, shape).astype(">i2" if code[0] == "L" else "<i2")
+    label = rng.integers(0, 3, shape).astype(np.float32 if code[1] in "PS" else np.uint8)
+    spacing = [2.1 if letter in "IS" else 0.7 for letter in code]
+    parts = [build.nifti(part, build.affine(code, spacing)) for part in (image, label)]
+    case = build.case(
+        tmp_path, build.zipped(parts[0]), parts[1] if code[2] in "IL" else build.zipped(parts[1])
+    )
+    config = IngestConfig(label_interpolation="vote" if code[1] in "PS" else "nearest")
+    opened = open_case(ingest_case(case, config, tmp_path / "s").path)
+    whole_image, whole_label = read_case(case)
+    target = plan_target(whole_image.header, config)
+    assert target.grid.shape[2] == 147
+    assert whole_label is not None
+    np.testing.assert_array_equal(opened.image[:], np.stack(list(image_planes(whole_image, target))))
+    expected = np.stack(list(label_planes(whole_label, target, config.label_interpolation)))
+    np.testing.assert_array_equal(opened.label[:], expected)
+
+
+@pytest.mark.parametrize("kind", ["zipped", "plain"])
+def test_the_source_s_label_is_kept_whatever_its_pieces(
+    build: SimpleNamespace, tmp_path: Path, case: CaseSource, kind: str
+) -> None:
+    raw = gzip.decompress(case.label.read())
+    stored = build.zipped(raw) if kind == "zipped" else raw
+    found = set()
+    for size in (len(stored), 1000, 7):
+        path = tmp_path / str(size)
+        passed = b"".join(_kept((stored[at : at + size] for at in range(0, len(stored), size)), path))
+        assert passed == stored
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert gzip.decompress(found.pop()) == raw
+
+
+@pytest.mark.parametrize("depth", [64, 65])
+@pytest.mark.parametrize("part", ["image", "label"])
+@pytest.mark.parametrize(
+    ("name", "change", "code"),
+    [
+        ("crc", lambda raw: gzip.compress(raw)[:-8] + b"abcd" + gzip.compress(raw)[-4:], "LS311"),
+        ("garbage", lambda raw: gzip.compress(raw) + b"x", "LS311"),
+        ("cut", lambda raw: gzip.compress(raw)[:-4], "LS311"),
+        ("long", lambda raw: gzip.compress(raw + bytes(1)), "LS317"),
+        ("short", lambda raw: gzip.compress(raw[:-1]), "LS317"),
+        ("long and plain", lambda raw: raw + bytes(1), "LS317"),
+    ],
+)
+def test_the_end_of_every_member_is_checked_before_the_case_is(
+    build: SimpleNamespace, tmp_path: Path, depth: int, part: str, name: str, change: object, code: str
+) -> None:
+    """Also where the last slab was full already."""
+    raw = build.nifti(np.zeros((3, 4, depth), np.uint8), np.diag([1, 1, -1, 1.0]))
+    parts = {"image": build.zipped(raw), "label": build.zipped(raw)} | {part: change(raw)}
+    case = build.case(tmp_path, parts["image"], parts["label"])
+    assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
+    assert not list((tmp_path / "s").rglob("manifest.json"))
 
 
 def test_a_real_ct(build: SimpleNamespace, real_data: Path, tmp_path: Path) -> None:

@@ -172,9 +172,34 @@ def test_a_large_chunk_file_s_own_checksums_count(stored: Artifact, monkeypatch:
         chunk.write_bytes(whole)
 
 
-def test_slabs() -> None:
+@pytest.mark.parametrize("falling", [False, True])
+def test_slabs(falling: bool) -> None:
     planes = [np.full((2, 3), z) for z in range(CHUNK + 5)]
-    first, last = slabs(planes)
-    assert (first.shape, last.shape) == ((CHUNK, 2, 3), (5, 2, 3))
-    np.testing.assert_array_equal(np.concatenate([first, last]), planes)
-    assert list(slabs([])) == []
+    found = dict(slabs(planes[::-1] if falling else planes, len(planes), falling))
+    assert list(found) == ([CHUNK, 0] if falling else [0, CHUNK])
+    np.testing.assert_array_equal(np.concatenate([found[0], found[CHUNK]]), planes)
+    assert list(slabs([], 0)) == []
+
+
+def test_shards_are_what_zarr_would_write(stored: Artifact, tmp_path: Path) -> None:
+    """Chunk by chunk: zarr only puts them in another order."""
+    ours = zarr.open_group(stored.path / IMAGE, mode="r")["0"]
+    theirs = zarr.create_array(
+        tmp_path / "zarr",
+        data=ours[:],
+        chunks=ours.chunks,
+        shards=ours.shards,
+        compressors=ours.compressors,
+        config={"write_empty_chunks": True},
+    )
+
+    def chunks(folder: Path) -> list[bytes]:
+        found = []
+        for path in sorted(folder.glob("c/*/0/0")):
+            content, count = path.read_bytes(), 2
+            index = np.frombuffer(content[-16 * count - 4 : -4], "<u8").reshape(count, 2)
+            found += [content[at : at + size] for at, size in index.tolist()]
+        return found
+
+    assert theirs.metadata.to_dict()["codecs"] == ours.metadata.to_dict()["codecs"]
+    assert chunks(stored.path / IMAGE / "0") == chunks(tmp_path / "zarr")
