@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test lint check fmt constraints clean
 
 demo: $(INSTALLED)
-	$(BIN)/liverseg phantom demo/phantom.tar
+	$(BIN)/liverseg phantom demo/phantom.tar --cases 72
 	$(BIN)/liverseg run demo/phantom.tar --config phantom --store demo/store
 
 test: $(INSTALLED)

@@ -6,7 +6,15 @@ what MLflow records. What changes speed but never results (workers, device) live
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -17,6 +25,11 @@ def _rising(window: tuple[float, float]) -> tuple[float, float]:
     if window[0] >= window[1]:
         raise ValueError("the lower end first, then a higher one")
     return window
+
+
+def _listed(hosts: object) -> object:
+    """One name alone is what an environment variable most often holds."""
+    return [name.strip() for name in hosts.split(",")] if isinstance(hosts, str) else hosts
 
 
 class Section(BaseModel):
@@ -108,6 +121,8 @@ class EvaluateConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of a window that overlaps its neighbour."""
     batch_size: PositiveInt = 4
+    smallest_lesion_ml: Annotated[float, Field(ge=0)] = 0.0
+    """Predicted tumours smaller than this become liver."""
     pictures: Annotated[int, Field(ge=0)] = 4
     """How many of the worst cases get an overlay picture."""
 
@@ -136,6 +151,24 @@ class ComputeConfig(Section):
     """Training cases that fit in this much memory together are read once."""
 
 
+class RemoteConfig(Section):
+    """How a source behind s3:// or https:// is read: in no key."""
+
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Hosts, or host:port, that may be asked over plain HTTP and at addresses that are not public."""
+    anonymous: bool = False
+    """Read S3 without credentials: public buckets."""
+    endpoint: str | None = None
+    """Another S3 server; default: where AWS_ENDPOINT_URL points, then AWS."""
+    region: str | None = None
+    attempts: PositiveInt = 6
+    """How often a request is made before its failure counts."""
+    backoff_s: PositiveFloat = 0.5
+    """Wait before the second attempt; it doubles each time."""
+    timeout_s: PositiveFloat = 30.0
+    """Longest silence of a server; a request ends after ten times as long."""
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -150,3 +183,4 @@ class Settings(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     compute: ComputeConfig = ComputeConfig()
+    remote: RemoteConfig = RemoteConfig()

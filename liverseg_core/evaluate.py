@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ import numpy as np
 
 from liverseg_core.artifact import Facts, write_atomically
 from liverseg_core.config import EvaluateConfig, IngestConfig
-from liverseg_core.inference import predict_probabilities
 from liverseg_core.ingest import label_planes, plan_target
 from liverseg_core.measures import GROUPS, CaseScore, score_case, summarise
-from liverseg_core.model import Model
+from liverseg_core.model import INFERENCE, Model
 from liverseg_core.nifti import as_label, read_nifti, write_label
 from liverseg_core.pictures import dice_plot_png, overlay_png
-from liverseg_core.predict import native_label
+from liverseg_core.predict import segment_prepared
 from liverseg_core.store import NATIVE_LABEL, open_case, read_volume
 
 MEASURES = ("dice", "voe", "rvd", "volume_ml", "reference_volume_ml")
@@ -34,15 +34,18 @@ def evaluate(
         model: From `load_model`.
         cases: Case name → its folder in the store.
         config: The evaluate section.
-        folder: Receives `predictions/`, `cases/`, `pictures/`, `metrics.json` and `cases.csv`.
+        folder: Receives `predictions/`, `cases/`, `pictures/`, `metrics.json`, `cases.csv` and the settings
+            a registered model is to predict with.
         progress: Called with (done, total).
     """
     for name in ("predictions", "cases", "pictures"):
         (folder / name).mkdir(exist_ok=True)
+    measured = replace(model, inference=config)
+    (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
     scores = []
     for done, (name, stored) in enumerate(cases.items()):
         progress(done, len(cases))
-        scores.append(_evaluate_case(model, name, stored, config, folder))
+        scores.append(_evaluate_case(measured, name, stored, folder))
     progress(len(cases), len(cases))
     summary = summarise(scores)
     records = [score.record() for score in scores]
@@ -54,15 +57,14 @@ def evaluate(
     return {"summary": summary, "cases": records}
 
 
-def _evaluate_case(model: Model, name: str, stored: Path, config: EvaluateConfig, folder: Path) -> CaseScore:
+def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseScore:
     record = folder / "cases" / f"{name}.json"
     if record.exists():
         return CaseScore.from_record(json.loads(record.read_text()))
     reference = read_nifti(stored / NATIVE_LABEL)
     target = plan_target(reference.header, model.spec.ingest)
     image = read_volume(open_case(stored).image)
-    probabilities = predict_probabilities(model, image, config.overlap, config.batch_size)
-    prediction = native_label(probabilities, target)
+    prediction = segment_prepared(model, image, target)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
     score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
     write_atomically(record, json.dumps(score.record(), indent=1).encode())

@@ -4,7 +4,7 @@ Nothing in a model folder is ever unpickled.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +15,15 @@ from safetensors import SafetensorError
 from torch import nn
 
 from liverseg_core.artifact import write_atomically
-from liverseg_core.config import IngestConfig, NetworkConfig, Section, Triple
+from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.errors import LiversegError
 from liverseg_core.networks import build_network
 from liverseg_core.store import CLASSES
 
 WEIGHTS = "model.safetensors"
 SPEC = "model.json"
+INFERENCE = "inference.json"
+"""The evaluate section that a registered model was measured with, and so predicts with."""
 
 
 class ModelSpec(Section):
@@ -46,6 +48,7 @@ class Model:
     network: nn.Module
     spec: ModelSpec
     device: torch.device
+    inference: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def save_model(folder: Path, network: nn.Module, spec: ModelSpec) -> None:
@@ -68,6 +71,9 @@ def load_model(folder: Path, device: str = "auto") -> Model:
     """
     try:
         spec = ModelSpec.model_validate_json((folder / SPEC).read_bytes())
+        recorded = folder / INFERENCE
+        text = recorded.read_bytes() if recorded.exists() else b"{}"
+        inference = EvaluateConfig.model_validate_json(text)
         network = build_network(spec.network)
         network.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:
@@ -85,7 +91,7 @@ def load_model(folder: Path, device: str = "auto") -> Model:
             "Fetch the model again, or delete the folder and train again",
         ) from None
     chosen = pick_device(device)
-    return Model(network.to(chosen).eval(), spec, chosen)
+    return Model(network.to(chosen).eval(), spec, chosen, inference)
 
 
 def pick_device(name: str) -> torch.device:

@@ -25,11 +25,11 @@ from tasks.registry import (
     DICE,
     DIGEST,
     KEY,
-    MODEL_FILES,
     VALIDATION,
     VersionRecord,
     fetch_model,
     model_digest,
+    model_files,
     set_aliases,
     version_record,
 )
@@ -49,7 +49,7 @@ SIGNATURE = ModelSignature(
 )  # fmt: skip
 EXAMPLE_SHAPE = (8, 8, 8)
 EXAMPLE = {"image": np.full(EXAMPLE_SHAPE, -1000).tolist(), "affine": np.eye(4).tolist()}
-REQUIREMENTS = ("mlflow", "monai", "nibabel", "numpy", "safetensors", "torch", "torchio")
+REQUIREMENTS = ("connected-components-3d", "mlflow", "monai", "nibabel", "numpy", "torch", "torchio")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,13 @@ def _publish(client: MlflowClient, request: Registration) -> ModelVersion:
     if artifact is not None:
         verify(artifact)
     _log_evaluation(client, request)
-    digest = model_digest(request.model)
+    files = model_files(request.model, request.evaluation)
+    digest = model_digest(request.model, request.evaluation)
     with mlflow.start_run(run_id=request.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={name: str(request.model / name) for name in MODEL_FILES},
+            artifacts={name: str(path) for name, path in files.items()},
             signature=SIGNATURE,
             input_example=EXAMPLE,
             # Named, or MLflow finds out by running the model in a second environment.

@@ -21,7 +21,7 @@ from tasks.tracking import Tracking, service
 
 KEY, DIGEST, VALIDATION = "liverseg.key", "liverseg.digest", "liverseg.validation"
 DICE = {group: f"liverseg.dice.{group}" for group in ("liver", "liver_only", "tumour")}
-MODEL_FILES = ("model.json", "model.safetensors")
+MODEL_FILES = ("inference.json", "model.json", "model.safetensors")
 REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)")
 
 
@@ -154,11 +154,13 @@ def version_record(version: ModelVersion, reason: str, aliases: list[str] | None
     return VersionRecord(version.name, int(version.version), names, version.run_id, version.tags, reason)
 
 
-def model_digest(folder: Path) -> str:
+def model_files(*folders: Path) -> dict[str, Path]:
+    """The files of a model by name, wherever among the folders they lie."""
+    places = [(name, folder / name) for name in MODEL_FILES for folder in folders]
+    return {name: path for name, path in places if path.is_file()}
+
+
+def model_digest(*folders: Path) -> str:
     """One digest for all of a model's files."""
-    files = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in MODEL_FILES
-        if (folder / name).is_file()
-    }
-    return digest_json(files)
+    files = model_files(*folders)
+    return digest_json({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})

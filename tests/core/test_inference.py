@@ -13,6 +13,7 @@ from liverseg_core.errors import LiversegError
 from liverseg_core.inference import load_model, predict_probabilities
 from liverseg_core.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
 from liverseg_core.networks import build_network
+from liverseg_core.predict import drop_small_lesions
 
 CPU = torch.device("cpu")
 
@@ -132,3 +133,18 @@ def test_unknown_device() -> None:
     for name in ("cuda:99", "gpu"):
         with pytest.raises(LiversegError, match="LS271"):
             pick_device(name)
+
+
+def test_small_lesions_become_liver() -> None:
+    label = np.ones((12, 12, 12), np.uint8)
+    label[1:3, 1:3, 1:3] = 2  # 8 voxels of 2 × 1 × 3 mm: 0.048 ml
+    label[3, 3, 3] = 2  # touches it at a corner only, which does not join
+    label[6:10, 6:10, 6:10] = 2  # 64 voxels: 0.384 ml
+    spacing = (2.0, 1.0, 3.0)
+    assert np.array_equal(drop_small_lesions(label, 0, spacing), label)
+    one_gone = drop_small_lesions(label, 0.048, spacing)
+    assert (one_gone == 2).sum() == 72
+    assert one_gone[3, 3, 3] == 1
+    two_gone = drop_small_lesions(label, 0.049, spacing)
+    assert (two_gone == 2).sum() == 64
+    assert (two_gone > 0).all()
