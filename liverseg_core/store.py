@@ -4,7 +4,6 @@ This is the only place that knows both axis orders: volumes are (x, y, z), x fas
 (z, y, x), so that `.T` is a free view.
 """
 
-import itertools
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -155,16 +154,25 @@ def slabs(
 ) -> Iterator[tuple[int, Shaped[np.ndarray, "z y x"]]]:
     """Group planes into slabs as thick as a chunk, each with the z of its first plane.
 
+    A slab is overwritten by the next one: fresh pages for each would cost more than filling them.
+
     Args:
         planes: As many as `depth`; consumed to the end.
         depth: Planes of the whole volume.
         falling: Whether the planes come from the top, and so the slabs.
     """
     source = iter(planes)
+    slab: Shaped[np.ndarray, "z y x"] | None = None
     starts = range(0, depth, CHUNK)
     for start in reversed(starts) if falling else starts:
-        ready = list(itertools.islice(source, min(CHUNK, depth - start)))
-        yield start, np.stack(ready[::-1] if falling else ready)
+        order = range(min(CHUNK, depth - start))
+        for k in reversed(order) if falling else order:
+            plane = next(source)
+            if slab is None:
+                slab = np.empty((min(CHUNK, depth), *plane.shape), plane.dtype)
+            slab[k] = plane
+        assert slab is not None
+        yield start, slab[: len(order)]
     for _ in source:  # a reader behind the iterator checks its end
         raise AssertionError("more planes than the volume has")
 
@@ -176,20 +184,19 @@ def _write_shard(array: Path, start: int, slab: Shaped[np.ndarray, "z y x"]) -> 
     """
     rows, columns = (-(-size // CHUNK) for size in slab.shape[1:])
     chunk = np.zeros((CHUNK, CHUNK, CHUNK), slab.dtype)
-    content, index, at = [], [], 0
-    for row, column in np.ndindex(rows, columns):
-        part = slab[:, row * CHUNK : (row + 1) * CHUNK, column * CHUNK : (column + 1) * CHUNK]
-        if part.shape != chunk.shape:
-            chunk[:] = 0
-        chunk[tuple(slice(size) for size in part.shape)] = part
-        packed = _checked(BLOSC.encode(chunk))
-        content.append(packed)
-        index.append((at, len(packed)))
-        at += len(packed)
-    content.append(_checked(np.array(index, "<u8").tobytes()))
+    index, at = [], 0
     path = array / "c" / str(start // CHUNK) / "0" / "0"
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"".join(content))
+    with path.open("wb") as file:
+        for row, column in np.ndindex(rows, columns):
+            part = slab[:, row * CHUNK : (row + 1) * CHUNK, column * CHUNK : (column + 1) * CHUNK]
+            if part.shape != chunk.shape:
+                chunk[:] = 0
+            chunk[tuple(slice(size) for size in part.shape)] = part
+            packed = _checked(BLOSC.encode(chunk))
+            index.append((at, len(packed)))
+            at += file.write(packed)
+        file.write(_checked(np.array(index, "<u8").tobytes()))
 
 
 def _checked(data: bytes) -> bytes:

@@ -175,7 +175,8 @@ def test_a_large_chunk_file_s_own_checksums_count(stored: Artifact, monkeypatch:
 @pytest.mark.parametrize("falling", [False, True])
 def test_slabs(falling: bool) -> None:
     planes = [np.full((2, 3), z) for z in range(CHUNK + 5)]
-    found = dict(slabs(planes[::-1] if falling else planes, len(planes), falling))
+    in_order = planes[::-1] if falling else planes
+    found = {start: slab.copy() for start, slab in slabs(in_order, len(planes), falling)}
     assert list(found) == ([CHUNK, 0] if falling else [0, CHUNK])
     np.testing.assert_array_equal(np.concatenate([found[0], found[CHUNK]]), planes)
     assert list(slabs([], 0)) == []
