@@ -5,27 +5,49 @@ the digest needs only the file's two ends, since the trailer holds the CRC and l
 a 27 GB tar is thus named without reading it.
 """
 
-import hashlib
 import json
 import posixpath
 import re
-import struct
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from liverseg_core.archive import LISTING, Extent, Extents, content_digest, content_of, index_tar, unsafe
+from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.nifti import GZIP, inflate
-from liverseg_core.nifti_header import parse_header
+from liverseg_core.files import PIECE, File, checksum, file_size, stream_range
+from liverseg_core.http_ranges import shown
+from liverseg_core.index_cache import file_state, keep, recall
+from liverseg_core.remote import RemoteFile, open_remote
 
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")
-END_BYTES = 1 << 14
 LISTING_LIMIT = 1 << 26
 """dataset.json of 100,000 cases is 10 MB."""
+PLAIN = RemoteConfig()
+EVERY_SOURCE = "a local tar or folder, s3://bucket/key, https://…, or msd://Task03_Liver"
+
+
+class Published(NamedTuple):
+    """A dataset that everybody has the same copy of."""
+
+    url: str
+    endpoint: str
+    size: int
+    md5: str
+
+
+PUBLISHED = {
+    "msd://Task03_Liver": Published(
+        "s3://msd-for-monai/Task03_Liver.tar",
+        "https://s3.us-west-2.amazonaws.com",
+        28_925_891_584,
+        "a90ec6c4aa7f6a3d087205e23d4e6397",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +55,14 @@ class Member:
     """The bytes of one scan inside a source.
 
     Args:
-        path: The file that holds them: the tar, or the scan itself.
+        path: What holds them: the tar, here or behind a server, or the scan itself.
         name: The member's name inside the dataset, for errors.
         offset: First byte.
         size: Number of bytes.
         digest: Names the content, wherever it lies.
     """
 
-    path: Path
+    path: File
     name: str
     offset: int
     size: int
@@ -50,9 +72,21 @@ class Member:
         """Read the member's bytes.
 
         Raises:
-            LiversegError: LS303 when the file no longer holds them all.
+            LiversegError: LS303 when the file no longer holds them all, LS301 when it is gone; LS405 to
+                LS408 for a remote one.
         """
-        return _read_range(self.path, self.name, self.offset, self.size)
+        return b"".join(self.pieces())
+
+    def pieces(self, size: int = PIECE) -> Iterator[bytes]:
+        """The member's bytes in order, in pieces; a remote file is read ahead.
+
+        Args:
+            size: Bytes of a piece, at most.
+
+        Raises:
+            LiversegError: As `read`.
+        """
+        return stream_range(self.path, self.name, self.offset, self.size, size)
 
 
 @dataclass(frozen=True)
@@ -68,7 +102,7 @@ class CaseSource:
 class Source:
     """An indexed dataset."""
 
-    path: Path
+    path: File
     name: str
     cases: tuple[CaseSource, ...]
     junk: int
@@ -89,91 +123,123 @@ class _Listing(BaseModel):
     test: list[str] = []
 
 
-Extents = dict[str, tuple[Path, int, int]]
-"""Member name → (file, offset, size)."""
-
-
-def open_source(location: str, md5: str | None = None) -> Source:
-    """Index a Decathlon tar or unpacked folder.
+def open_source(location: str, md5: str | None = None, options: RemoteConfig = PLAIN) -> Source:
+    """Index a Decathlon tar or unpacked folder; an unchanged tar was indexed already.
 
     Args:
-        location: Path of the tar or of the folder that holds dataset.json.
-        md5: Expected MD5 of the tar; the whole tar is read to check it.
+        location: Path or URL of the tar, or the folder that holds dataset.json.
+        md5: Expected MD5 of the tar; the whole tar is read to check it, unless it was before.
+        options: How a remote one is read.
 
     Raises:
-        LiversegError: LS204 for URLs this version can't read; LS301 missing, LS302 not a tar,
-            LS303 truncated, LS304 wrong MD5, LS305 and LS306 no usable dataset.json, LS307 it names absent
-            members, LS308 an unsafe name.
+        LiversegError: LS204 and LS211 for URLs that can't or must not be read; LS301 missing, LS302 not a
+            tar, LS303 truncated, LS304 wrong MD5, LS305 and LS306 no usable dataset.json, LS307 it names
+            absent members, LS308 an unsafe name; LS405 to LS408 when a server fails.
     """
-    if re.match(r"[a-z0-9]+://", location):
-        raise LiversegError(
-            "LS204",
-            f"cannot read {location}",
-            "a local tar or folder",
-            "Download it first, then pass its path",
-        )
-    path = Path(location)
-    if not path.exists():
-        raise LiversegError("LS301", f"{path} does not exist", "a Decathlon tar or folder", "Check the path")
-    if md5 is not None:
-        _check_md5(path, md5)
-    extents = _scan_folder(path) if path.is_dir() else _scan_tar(path)
+    file, first = locate(location, options)
+    if isinstance(file, Path) and file.is_dir() and md5 is None:
+        return _index(file, _scan_folder(file))
+    state = file_state(file)
+    kept = recall(_key(file), state) or {}
+    unchecked = md5 is not None and kept.get("md5") != md5.lower()
+    if md5 is not None and unchecked:
+        check_md5(file, checksum(file), md5)
+    source = _unpack(file, kept) if kept else _index(file, index_tar(file, first))
+    if unchecked or not kept:
+        keep(_key(file), state, {**_pack(source), "md5": md5 and md5.lower()})
+    return source
+
+
+def locate(location: str, options: RemoteConfig = PLAIN) -> tuple[File, bytes]:
+    """The tar or folder that a location names, and a remote one's first bytes.
+
+    Raises:
+        LiversegError: LS204, LS211, LS301, LS304 for a published dataset of another size, LS405 to LS407.
+    """
+    scheme = location.partition("://")[0].lower() if "://" in location else ""
+    if not scheme:
+        path = Path(location)
+        if not path.exists():
+            raise LiversegError(
+                "LS301", f"{path} does not exist", "a Decathlon tar or folder", "Check the path"
+            )
+        return path.absolute(), b""
+    published = PUBLISHED.get(location)
+    if published:
+        endpoint = options.endpoint or published.endpoint
+        chosen = {"anonymous": True, "endpoint": endpoint, "region": options.region or "us-west-2"}
+        file, first = open_remote(published.url, options.model_copy(update=chosen))
+        if file.size != published.size:
+            what, allowed = f"{file} has {file.size} bytes", f"{published.size}, as published"
+            raise LiversegError("LS304", what, allowed, "Check remote.endpoint, or name the file by its URL")
+        return file, first
+    if scheme not in ("s3", "http", "https"):
+        what = f"cannot read {shown(location)}"
+        raise LiversegError("LS204", what, EVERY_SOURCE, "Download it first, then pass its path")
+    return open_remote(location, options)
+
+
+def published_md5(file: File) -> str | None:
+    """The MD5 that a file of this size is known to have."""
+    size = file_size(file)
+    return next((known.md5 for known in PUBLISHED.values() if known.size == size), None)
+
+
+def check_md5(file: File, found: str, expected: str) -> None:
+    """Refuse a file with another MD5.
+
+    Raises:
+        LiversegError: LS304.
+    """
+    if found != expected.lower():
+        raise LiversegError("LS304", f"{file} has MD5 {found}", expected, "Download the file again")
+
+
+def _index(file: File, extents: Extents) -> Source:
     junk = [name for name in extents if JUNK.search(name)]
     for name in junk:
         del extents[name]
-    root, listing = _read_listing(path, extents)
-    cases = tuple(_cases(path, root, listing, extents))
-    return Source(path.absolute(), listing.name, cases, len(junk))
+    root, listing = _read_listing(file, extents)
+    return Source(file, listing.name, tuple(_cases(file, root, listing, extents)), len(junk))
+
+
+def _pack(source: Source) -> dict[str, Any]:
+    def packed(member: Member | None) -> list[str | int] | None:
+        return [member.name, member.offset, member.size, member.digest] if member else None
+
+    cases = [[case.case, packed(case.image), packed(case.label)] for case in source.cases]
+    return {"name": source.name, "junk": source.junk, "cases": cases}
+
+
+def _unpack(file: File, kept: dict[str, Any]) -> Source:
+    cases = (
+        CaseSource(case, Member(file, *image), label and Member(file, *label))
+        for case, image, label in kept["cases"]
+    )
+    return Source(file, kept["name"], tuple(cases), kept["junk"])
+
+
+def _key(file: File) -> str:
+    return file.url if isinstance(file, RemoteFile) else str(file)
 
 
 def _scan_folder(path: Path) -> Extents:
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
-    return {file.relative_to(path).as_posix(): (file, 0, file.stat().st_size) for file in files}
+    return {file.relative_to(path).as_posix(): Extent(file, 0, file.stat().st_size) for file in files}
 
 
-def _scan_tar(path: Path) -> Extents:
-    extents: Extents = {}
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                name = posixpath.normpath(member.name)
-                if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-                    raise _unsafe(path, member.name, "is a link, a device or sparse, or has no true size")
-                if name.startswith(("/", "..")) or any(ord(letter) < 32 for letter in name):
-                    raise _unsafe(path, member.name, "points outside the archive or is unprintable")
-                if name in extents:
-                    raise _unsafe(path, member.name, "appears twice")
-                if member.offset_data + member.size > size:
-                    raise _truncated(path, repr(member.name))
-                if member.isreg():
-                    extents[name] = (path.absolute(), member.offset_data, member.size)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError) as error:  # what odd headers lead to
-        if extents:
-            raise _truncated(path, str(error)) from None
-        raise LiversegError(
-            "LS302",
-            f"{path} is not a plain tar ({error})",
-            "an uncompressed Decathlon tar",
-            "Download it again, or decompress it (gunzip) first",
-        ) from None
-    return extents
-
-
-def _read_listing(path: Path, extents: Extents) -> tuple[str, _Listing]:
-    found = sorted((name for name in extents if posixpath.basename(name) == "dataset.json"), key=len)
+def _read_listing(path: File, extents: Extents) -> tuple[str, _Listing]:
+    found = sorted((name for name in extents if posixpath.basename(name) == LISTING), key=len)
     if not found:
         what = f"{path} has no dataset.json"
         raise LiversegError(
             "LS305", what, "the Decathlon layout", "Add dataset.json, or check for truncation"
         )
-    file, offset, size = extents[found[0]]
+    lies = extents[found[0]]
     try:
-        if size > LISTING_LIMIT:
-            raise ValueError(f"it has {size} bytes")  # noqa: TRY301
-        listing = _Listing.model_validate(json.loads(_read_range(file, found[0], offset, size)))
+        if lies.size > LISTING_LIMIT:
+            raise ValueError(f"it has {lies.size} bytes")  # noqa: TRY301
+        listing = _Listing.model_validate(json.loads(content_of(lies, found[0])))
     except (ValueError, RecursionError) as error:
         trouble = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         what = f"{path}: {found[0]} cannot be used: {trouble}"
@@ -189,7 +255,7 @@ def _read_listing(path: Path, extents: Extents) -> tuple[str, _Listing]:
     return posixpath.dirname(found[0]), listing
 
 
-def _cases(path: Path, root: str, listing: _Listing, extents: Extents) -> Iterator[CaseSource]:
+def _cases(path: File, root: str, listing: _Listing, extents: Extents) -> Iterator[CaseSource]:
     pairs = [(pair.image, pair.label) for pair in listing.training] + [
         (image, None) for image in listing.test
     ]
@@ -204,7 +270,7 @@ def _cases(path: Path, root: str, listing: _Listing, extents: Extents) -> Iterat
     for image, label in pairs:
         case = posixpath.basename(image).removesuffix(".gz").removesuffix(".nii")
         if not CASE_NAME.fullmatch(case) or case.casefold() in seen:
-            raise _unsafe(path, image, "gives an unusable or repeated case name")
+            raise unsafe(path, image, "gives an unusable or repeated case name")
         seen.add(case.casefold())
         members = [_member(extents, root, name) for name in (image, label) if name]
         yield CaseSource(case, members[0], members[1] if label else None)
@@ -212,67 +278,5 @@ def _cases(path: Path, root: str, listing: _Listing, extents: Extents) -> Iterat
 
 def _member(extents: Extents, root: str, name: str) -> Member:
     name = posixpath.normpath(posixpath.join(root, name))
-    file, offset, size = extents[name]
-    return Member(file, name, offset, size, _digest(file, name, offset, size))
-
-
-def _digest(file: Path, name: str, offset: int, size: int) -> str:
-    """SHA-256 of a member's two ends and size, or of all of it where the ends don't vouch for the middle."""
-    head = _read_range(file, name, offset, min(size, END_BYTES))
-    tail_size = min(size - len(head), END_BYTES)
-    tail = _read_range(file, name, offset + size - tail_size, tail_size)
-    if not _trailer_covers_all(head, head + tail, name):
-        return hashlib.sha256(_read_range(file, name, offset, size)).hexdigest()
-    return hashlib.sha256(head + tail + struct.pack("<Q", size)).hexdigest()
-
-
-def _trailer_covers_all(head: bytes, ends: bytes, name: str) -> bool:
-    """Whether the last gzip trailer counts every byte that the header promises: then its CRC covers them too.
-
-    False for plain files and for gzip of several members, whose last trailer speaks of the last one only.
-    """
-    if head[:2] != GZIP or len(ends) < 18:
-        return False
-    try:
-        header = parse_header(next(inflate(head, name))[:1024], name)
-    except (LiversegError, StopIteration):
-        return False
-    length: int = struct.unpack("<I", ends[-4:])[0]
-    return length == header.total_bytes % 2**32
-
-
-def _read_range(path: Path, name: str, offset: int, size: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if len(data) != size:
-        raise _truncated(path, name)
-    return data
-
-
-def _check_md5(path: Path, expected: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-    except OSError as error:  # also a folder, which has no MD5
-        raise _unreadable(path, error) from None
-    if found != expected.lower():
-        what = f"{path} has MD5 {found}"
-        raise LiversegError("LS304", what, expected, "Download the file again")
-
-
-def _unreadable(path: Path, error: OSError) -> LiversegError:
-    what = f"{path} cannot be read: {error.strerror or error}"
-    return LiversegError("LS301", what, "a Decathlon tar or folder that stays readable", "Check the path")
-
-
-def _truncated(path: Path, where: str) -> LiversegError:
-    return LiversegError("LS303", f"{path} ends early ({where})", "the whole archive", "Download it again")
-
-
-def _unsafe(path: Path, name: str, trouble: str) -> LiversegError:
-    what = f"{path}: member {name!r} {trouble}"
-    return LiversegError("LS308", what, "regular files with distinct plain names", "Make the archive anew")
+    extent = extents[name]
+    return Member(extent.file, name, extent.offset, extent.size, content_digest(extent, name))

@@ -80,7 +80,7 @@ def _source(context: Context) -> Source:
     settings = context.settings
     if settings.source is None:
         raise LiversegError("LS205", "no source is given", "a Decathlon tar or folder", "Pass SOURCE")
-    return open_source(settings.source, settings.source_md5)
+    return open_source(settings.source, settings.source_md5, settings.remote)
 
 
 def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Artifact | None]:

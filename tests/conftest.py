@@ -1,16 +1,23 @@
 """Real servers on loopback for the end-to-end tests: started once a session, stopped by process id."""
 
+import itertools
 import os
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,8 +93,16 @@ def free_port() -> Callable[[], int]:
     return _free_port
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a user keeps is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIVERSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def service_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def service_environment(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """This environment without anyone's own settings, and with nothing sent to the outside."""
     own = ("PREFECT_", "MLFLOW_", "LIVERSEG_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
@@ -96,6 +111,7 @@ def service_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "NO_COLOR": "1",
+        "LIVERSEG_CACHE": os.environ["LIVERSEG_CACHE"],
     }
 
 
@@ -159,3 +175,167 @@ def mlflow_server(
     url = f"http://127.0.0.1:{port}"
     with _running(command, environment, folder / "mlflow-server.log", lambda: _answers(f"{url}/health")):
         yield url
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server, and what its log says of reads."""
+
+    url: str
+    environment: dict[str, str]
+    log: Path
+    client: Any
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        """Store an object that everybody may read."""
+        self.client.put_object(Bucket=bucket, Key=key, Body=content, ACL="public-read")
+
+    def reads(self) -> int:
+        """How often an object was asked for."""
+        return len(re.findall(r'"GET /[^/ ]+/[^/ ]+ HTTP', self.log.read_text()))
+
+
+@pytest.fixture(scope="session")
+def s3_server(
+    tmp_path_factory: pytest.TempPathFactory, service_environment: dict[str, str]
+) -> Iterator[S3Server]:
+    """A protocol mock of S3 in a process of its own, with a bucket `data`."""
+    import boto3
+
+    log, port = tmp_path_factory.mktemp("s3-server") / "s3-server.log", _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+    login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    with _running(command, service_environment, log, lambda: _answers(f"{url}/moto-api/")):
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket="data")
+        yield S3Server(url, login | {"AWS_ENDPOINT_URL": url}, log, client)
+
+
+@dataclass
+class RangeServer:
+    """Files behind HTTP that are served by ranges, unless a fault is due.
+
+    `once` are the faults of the next requests, one each; `always` is that of every other one.
+    """
+
+    url: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    etag: str = '"1"'
+    once: list[str] = field(default_factory=list)
+    always: str = ""
+    requests: list[tuple[int, int]] = field(default_factory=list)
+    """First and last byte of every range asked for."""
+
+
+class _RangeHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    served: RangeServer
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        served = self.served
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
+        assert asked, self.headers["Range"]
+        first, last = int(asked[1]), int(asked[2])
+        served.requests.append((first, last))
+        fault = served.once.pop(0) if served.once else served.always
+        data = served.files.get(self.path.partition("?")[0])
+        if data is None:
+            return self.send_error(404)
+        if first >= len(data):
+            return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+        last = min(last, len(data) - 1)
+        return self._with(fault, data, first, last)
+
+    def _with(self, fault: str, data: bytes, first: int, last: int) -> None:
+        body = data[first : last + 1]
+        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}", "ETag": self.served.etag}
+        changed = {
+            "shifted": {"Content-Range": f"bytes {first + 1}-{last + 1}/{len(data)}"},
+            "other size": {"Content-Range": f"bytes {first}-{last}/{len(data) + 512}"},
+            "other version": {"ETag": '"2"'},
+            "encoded": {"Content-Encoding": "gzip"},
+        }
+        dropped = {"no range": "Content-Range", "no version": "ETag"}.get(fault)
+        headers = {name: text for name, text in (headers | changed.get(fault, {})).items() if name != dropped}
+        if fault.isdigit():
+            self._send(int(fault), b"no", {"Retry-After": "0"})
+        elif fault.startswith("to "):
+            self._send(302, b"", {"Location": fault[3:]})
+        elif fault == "expired":
+            self._send(400, b"<Error><Code>ExpiredToken</Code><Message>m</Message></Error>")
+        elif fault == "whole":
+            self._send(200, data)
+        elif fault == "short":
+            self._send(206, body[: len(body) // 2], headers, len(body))
+        elif fault in ("silent", "slow", "reset", "noise", "endless header"):
+            self._fail(fault, headers, body)
+        else:
+            self._send(206, body + b"more" if fault == "longer" else body, headers)
+
+    def _fail(self, fault: str, headers: dict[str, str], body: bytes) -> None:
+        self.close_connection = True
+        if fault == "silent":
+            time.sleep(3)
+        elif fault == "slow":
+            self._trickle(headers, body)
+        elif fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            raise ConnectionResetError
+        elif fault == "noise":
+            self.wfile.write(os.urandom(2000))
+        else:
+            self.wfile.write(b"HTTP/1.1 206 OK\r\n" + b"X: y\r\n" * 1000)
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, claimed: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if claimed is None else claimed))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = claimed is not None
+
+    def _trickle(self, headers: dict[str, str], body: bytes) -> None:
+        """A byte now and then: no single wait is long."""
+        self.send_response(206)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        for at in itertools.count():
+            self.wfile.write(body[at : at + 1])
+            time.sleep(0.05)
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that went away, and resets, are what the tests are about."""
+
+
+@pytest.fixture
+def range_server() -> Iterator[RangeServer]:
+    """A server of ranges on 127.0.0.1, and its faults."""
+    server = _QuietServer(("127.0.0.1", 0), _RangeHandler)
+    served = RangeServer(f"http://127.0.0.1:{server.server_address[1]}")
+    server.RequestHandlerClass = type("Handler", (_RangeHandler,), {"served": served})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield served
+    server.shutdown()
+    server.server_close()

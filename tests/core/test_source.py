@@ -255,7 +255,7 @@ def test_what_is_no_tar(build: SimpleNamespace, tmp_path: Path, dataset: dict[st
     assert build.refusal(open_source, str(path), "0" * 32) == "LS304"
     assert build.refusal(open_source, str(tmp_path), "0" * 32) == "LS301", "a folder has no MD5"
     assert build.refusal(open_source, str(tmp_path / "none.tar")) == "LS301"
-    assert build.refusal(open_source, "s3://bucket/t.tar") == "LS204"
+    assert build.refusal(open_source, "ftp://host/t.tar") == "LS204"
     for name, data in {
         "gz": gzip.compress(content),
         "html": b"<html>" * 500,
