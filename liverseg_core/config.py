@@ -49,6 +49,8 @@ class IngestConfig(Section):
     """Target spacing; null keeps the scan's own, times `shrink`."""
     shrink: PositiveFloat = 1.0
     """With `spacing_mm: null`: 2 halves every axis."""
+    interpolation: Literal["linear", "cubic"] = "linear"
+    """Of the scan. Cubic (third order) is sharper, overshoots at hard borders and takes twice as long."""
     label_interpolation: Literal["vote", "nearest"] = "vote"
     positions_per_class: PositiveInt = 2000
     """How many voxel positions of each class a case remembers for patch sampling."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from isal import igzip
@@ -40,6 +40,8 @@ class Target:
     """Canonical grid at the scan's own spacing."""
     grid: Grid
     """The case's grid."""
+    interpolation: Literal["linear", "cubic"]
+    """Of the scan; a label's is an argument, since predictions come back by nearest."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,14 @@ def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
     orientation = canonical_orientation(header.affine)
     source = orientation.canonical_grid(header.grid)
     x, y, z = (value * config.shrink for value in source.spacing_mm)
-    return Target(orientation, source, resampled_grid(source, config.spacing_mm or (x, y, z)))
+    grid = resampled_grid(source, config.spacing_mm or (x, y, z))
+    return Target(orientation, source, grid, config.interpolation)
 
 
 def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
     """The planes of a scan on its case's grid, int16 HU, upwards."""
     planes = (as_hu(volume, plane) for plane in _canonical_planes(volume, target))
-    return resample_image(planes, target.source, target.grid)
+    return resample_image(planes, target.source, target.grid, method=target.interpolation)
 
 
 def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
@@ -134,7 +137,8 @@ def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
     target = plan_target(image.header, config)
     flips, depth = target.orientation.flips, target.grid.shape[2]
     planes = (as_hu(image, plane) for plane in _stored_planes(image, target))
-    image_slabs = slabs(resample_image(planes, target.source, target.grid, flips), depth, flips[2])
+    hu = resample_image(planes, target.source, target.grid, flips, config.interpolation)
+    image_slabs = slabs(hu, depth, flips[2])
     label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
     if label:
         classes = (as_classes(label, plane) for plane in _stored_planes(label, target))
@@ -151,7 +155,7 @@ def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
 
 
 def _open(member: Member, keep: Path | None = None) -> Scan:
-    pieces: Iterator[bytes] = iter([member.read()])
+    pieces = member.pieces()
     return open_scan(pieces if keep is None else _kept(pieces, keep), member.size, member.name)
 
 

@@ -1,46 +1,60 @@
 """Separable resampling, one z plane at a time.
 
-Planes go in and come out in order, and only two are alive at once, so a volume can stream through. Planes are
-indexed (y, x), contiguous along x. They may be stored against the canonical axes (`flips`): the in-plane axes
-are turned on the way, and planes that come from the top leave from the top. A flip changes no bit of them.
+Planes go in and come out in order, and only two (cubic: four) are alive at once, so a volume can stream
+through. Planes are indexed (y, x), contiguous along x. They may be stored against the canonical axes
+(`flips`): the in-plane axes are turned on the way, and planes that come from the top leave from the top. A
+flip changes no bit of them.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import numba
 import numpy as np
 from jaxtyping import Float32, Int16, Shaped, UInt8
 
 from liverseg_core.arrays import Label, Probabilities
-from liverseg_core.geometry import AxisMap, Grid, axis_maps
+from liverseg_core.geometry import Grid
+from liverseg_core.taps import UPWARD, Flips, Taps, all_taps, cubic, linear, nearest
 
 ImagePlane = Int16[np.ndarray, "y x"]
 LabelPlane = UInt8[np.ndarray, "y x"]
 FloatPlane = Float32[np.ndarray, "y x"]
 Plane = Shaped[np.ndarray, "y x"]
-Flips = tuple[bool, bool, bool]
-Taps = tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n"], Float32[np.ndarray, " n"]]
-"""Along one stored axis: the two voxels around each output voxel, and the weight of the second."""
 
-UPWARD = (False, False, False)
 N_CLASSES = 3
 MIXED = 255
 ONE = np.float32(1)  # numba's tuples want one type: a bare 1 would make float64 of a float32 weight
 
 
 def resample_image(
-    planes: Iterable[Plane], source: Grid, target: Grid, flips: Flips = UPWARD
+    planes: Iterable[Plane],
+    source: Grid,
+    target: Grid,
+    flips: Flips = UPWARD,
+    method: Literal["linear", "cubic"] = "linear",
 ) -> Iterator[ImagePlane]:
-    """Linear interpolation of HU planes, rounded to int16.
+    """Interpolate HU planes and round to int16.
+
+    Both go through the voxels and keep ramps; cubic is sharper, and overshoots at hard borders.
 
     Args:
         planes: The source's planes, any real dtype.
         source: Canonical grid of the planes.
         target: Axis-parallel grid to fill.
         flips: Which canonical axes run against the stored ones.
+        method: Of interpolation.
     """
-    for lower, upper, weight in _linear_pairs(planes, source, target, flips):
-        yield _blend_to_int16(lower, upper, weight)
+    if method == "cubic":
+        x, y, z = all_taps(source, target, flips, cubic)
+        in_plane = (_cubic_2d(plane, x.arrays, y.arrays) for plane in planes)
+        for k, window in _windows(in_plane, z, flips[2]):
+            yield _mix_to_int16(window, z.weight[:, k])
+        return
+    x, y, z = all_taps(source, target, flips)
+    in_plane = (_linear_2d(plane, x.arrays, y.arrays) for plane in planes)
+    for k, (lower, upper) in _windows(in_plane, z, flips[2]):
+        yield _blend_to_int16(lower, upper, z.weight[k])
 
 
 def resample_label(
@@ -50,20 +64,23 @@ def resample_label(
 
     Label values are never interpolated. Equal votes go to the higher class, which keeps thin tumours.
     """
-    maps = axis_maps(source, target)
-    along_x, along_y, along_z = (_nearest(axis) for axis in maps) if method == "nearest" else maps
-    x, y = _taps(along_x, source.shape[0], flips[0]), _taps(along_y, source.shape[1], flips[1])
-    for lower, upper, weight in _pairs(planes, along_z, source.shape[2], flips[2]):
-        yield _vote(lower, upper, weight, x, y)
+    x, y, z = all_taps(source, target, flips, nearest if method == "nearest" else linear)
+    for k, (lower, upper) in _windows(planes, z, flips[2]):
+        yield _vote(lower, upper, z.weight[k], x.arrays, y.arrays)
 
 
 def label_on_grid(probabilities: Probabilities, source: Grid, target: Grid) -> Label:
     """Carry class probabilities to another grid, linearly, and take the most probable class there."""
     label = np.empty(target.shape, np.uint8, order="F")
+    x, y, z = all_taps(source, target, UPWARD)
     # (c, x, y, z) → per class an iterator over (y, x) planes; no class volume at target size exists
-    classes = [_linear_pairs(_planes(volume), source, target, UPWARD) for volume in probabilities]
-    for z, pairs in enumerate(zip(*classes, strict=True)):
-        label[:, :, z] = np.argmax(np.stack([_blend(*pair) for pair in pairs]), axis=0).T
+    classes = [
+        _windows((_linear_2d(plane, x.arrays, y.arrays) for plane in _planes(volume)), z, falling=False)
+        for volume in probabilities
+    ]
+    for windows in zip(*classes, strict=True):
+        planes = [_blend(lower, upper, z.weight[k]) for k, (lower, upper) in windows]
+        label[:, :, windows[0][0]] = np.argmax(np.stack(planes), axis=0).T
     return label
 
 
@@ -71,48 +88,27 @@ def _planes(volume: Float32[np.ndarray, "x y z"]) -> Iterator[FloatPlane]:
     return (np.ascontiguousarray(volume[:, :, z].T) for z in range(volume.shape[2]))
 
 
-def _linear_pairs(
-    planes: Iterable[Plane], source: Grid, target: Grid, flips: Flips
-) -> Iterator[tuple[FloatPlane, FloatPlane, np.float32]]:
-    """For each output plane the two planes around it, on the target's grid already within themselves."""
-    along_x, along_y, along_z = axis_maps(source, target)
-    x, y = _taps(along_x, source.shape[0], flips[0]), _taps(along_y, source.shape[1], flips[1])
-    return _pairs((_linear_2d(plane, x, y) for plane in planes), along_z, source.shape[2], flips[2])
-
-
-def _pairs(
-    planes: Iterable[Plane], along_z: AxisMap, size: int, falling: bool
-) -> Iterator[tuple[Plane, Plane, np.float32]]:
-    """For each output plane the input planes below and above it; consumes `planes` to its end."""
-    source = iter(planes)
-    first = next(source)
-    second = next(source, first)
-    at = 0
-    lower, weights = along_z.lower, along_z.weight
-    if falling:
-        lower, weights = max(size - 2, 0) - lower[::-1], weights[::-1]
-    for index, weight in zip(lower.tolist(), weights, strict=True):
-        while at < index:
-            first, second = second, next(source, second)
-            at += 1
-        yield (second, first, weight) if falling else (first, second, weight)
+def _windows(planes: Iterable[Plane], taps: Taps, falling: bool) -> Iterator[tuple[int, tuple[Plane, ...]]]:
+    """For each output plane its z and the input planes it is made of; consumes `planes` to its end."""
+    source = enumerate(planes)
+    held: dict[int, Plane] = {}
+    count = taps.index.shape[1]
+    for k in reversed(range(count)) if falling else range(count):
+        needed = taps.index[:, k].tolist()
+        while max(needed) not in held:
+            at, plane = next(source)
+            held[at] = plane
+        held = {at: plane for at, plane in held.items() if at >= min(needed)}
+        yield k, tuple(held[at] for at in needed)
     for _ in source:  # a reader behind the iterator checks its end
         pass
 
 
-def _taps(axis: AxisMap, size: int, flip: bool) -> Taps:
-    lower, upper = axis.lower, np.minimum(axis.lower + 1, size - 1).astype(np.int32)
-    return (size - 1 - lower, size - 1 - upper, axis.weight) if flip else (lower, upper, axis.weight)
-
-
-def _nearest(axis: AxisMap) -> AxisMap:
-    return AxisMap(axis.lower, np.floor(axis.weight + np.float32(0.5)).astype(np.float32))
-
-
 @numba.njit(cache=True, nogil=True)
 def _linear_2d(plane, along_x, along_y):  # type: ignore[no-untyped-def]  # numba infers
-    x_lower, x_upper, x_weight = along_x
-    y_lower, y_upper, y_weight = along_y
+    x, x_weight = along_x
+    y, y_weight = along_y
+    x_lower, x_upper, y_lower, y_upper = x[0], x[1], y[0], y[1]
     out = np.empty((y_lower.size, x_lower.size), np.float32)
     row = np.empty(plane.shape[1], np.float32)
     for j in range(y_lower.size):
@@ -123,6 +119,24 @@ def _linear_2d(plane, along_x, along_y):  # type: ignore[no-untyped-def]  # numb
         for i in range(x_lower.size):
             a = row[x_lower[i]]
             out[j, i] = a + x_weight[i] * (row[x_upper[i]] - a)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _cubic_2d(plane, along_x, along_y):  # type: ignore[no-untyped-def]
+    x, wx = along_x
+    y, wy = along_y
+    out = np.empty((y.shape[1], x.shape[1]), np.float32)
+    row = np.empty(plane.shape[1], np.float32)
+    for j in range(y.shape[1]):
+        a, b, c, d = plane[y[0, j]], plane[y[1, j]], plane[y[2, j]], plane[y[3, j]]
+        wa, wb, wc, wd = wy[0, j], wy[1, j], wy[2, j], wy[3, j]
+        for i in range(row.size):
+            middle = wb * np.float32(b[i]) + wc * np.float32(c[i])
+            row[i] = middle + (wa * np.float32(a[i]) + wd * np.float32(d[i]))
+        for i in range(x.shape[1]):
+            middle = wx[1, i] * row[x[1, i]] + wx[2, i] * row[x[2, i]]
+            out[j, i] = middle + (wx[0, i] * row[x[0, i]] + wx[3, i] * row[x[3, i]])
     return out
 
 
@@ -146,9 +160,23 @@ def _blend_to_int16(lower, upper, weight):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
+def _mix_to_int16(window, weights):  # type: ignore[no-untyped-def]
+    a, b, c, d = window
+    out = np.empty(a.shape, np.int16)
+    for j in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            middle = weights[1] * b[j, i] + weights[2] * c[j, i]
+            value = middle + (weights[0] * a[j, i] + weights[3] * d[j, i])
+            value = np.floor(value + np.float32(0.5))
+            out[j, i] = np.int16(min(max(value, np.float32(-32768)), np.float32(32767)))
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def _vote(lower, upper, wz, along_x, along_y):  # type: ignore[no-untyped-def]
-    x_lower, x_upper, x_weight = along_x
-    y_lower, y_upper, y_weight = along_y
+    x, x_weight = along_x
+    y, y_weight = along_y
+    x_lower, x_upper, y_lower, y_upper = x[0], x[1], y[0], y[1]
     columns = lower.shape[1]
     out = np.zeros((y_lower.size, x_lower.size), np.uint8)
     column = np.empty(columns, np.uint8)  # the class that all four voxels of a column share, or MIXED
@@ -168,10 +196,10 @@ def _vote(lower, upper, wz, along_x, along_y):  # type: ignore[no-untyped-def]
                 out[j, i] = column[x0]
                 continue
             votes[:] = 0
-            for y, wy in ((y0, ONE - y_weight[j]), (y1, y_weight[j])):
-                for x, wx in ((x0, ONE - x_weight[i]), (x1, x_weight[i])):
-                    votes[lower[y, x]] += wx * wy * (ONE - wz)
-                    votes[upper[y, x]] += wx * wy * wz
+            for v, wy in ((y0, ONE - y_weight[j]), (y1, y_weight[j])):
+                for u, wx in ((x0, ONE - x_weight[i]), (x1, x_weight[i])):
+                    votes[lower[v, u]] += wx * wy * (ONE - wz)
+                    votes[upper[v, u]] += wx * wy * wz
             best = 0
             for k in range(1, N_CLASSES):
                 if votes[k] > 0 and votes[k] >= votes[best] - np.float32(1e-6):

@@ -112,6 +112,7 @@ def test_key_changes_with_what_decides_the_voxels_and_only_that(
                 {"spacing_mm": (1, 1, 2)},
                 {"spacing_mm": None},
                 {"shrink": 2.0},
+                {"interpolation": "cubic"},
                 {"label_interpolation": "nearest"},
                 {"positions_per_class": 9},
             )
@@ -239,7 +240,10 @@ def test_streaming_is_the_whole_volume_s_answer(build: SimpleNamespace, tmp_path
     case = build.case(
         tmp_path, build.zipped(parts[0]), parts[1] if code[2] in "IL" else build.zipped(parts[1])
     )
-    config = IngestConfig(label_interpolation="vote" if code[1] in "PS" else "nearest")
+    interpolation = "cubic" if code[0] in "AP" else "linear"
+    config = IngestConfig(
+        interpolation=interpolation, label_interpolation="vote" if code[1] in "PS" else "nearest"
+    )
     opened = open_case(ingest_case(case, config, tmp_path / "s").path)
     whole_image, whole_label = read_case(case)
     target = plan_target(whole_image.header, config)
