@@ -50,7 +50,7 @@ class IngestConfig(Section):
     shrink: PositiveFloat = 1.0
     """With `spacing_mm: null`: 2 halves every axis."""
     interpolation: Literal["linear", "cubic"] = "linear"
-    """Of the scan. Cubic (third order) is sharper, overshoots at hard borders and takes twice as long."""
+    """Of the scan. Cubic (third order) is sharper, and overshoots at hard borders."""
     label_interpolation: Literal["vote", "nearest"] = "vote"
     positions_per_class: PositiveInt = 2000
     """How many voxel positions of each class a case remembers for patch sampling."""
