@@ -4,12 +4,15 @@ import dataclasses
 import gzip
 import hashlib
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from isal import igzip
 
 from liverseg_core.artifact import Artifact
 from liverseg_core.config import IngestConfig
@@ -292,6 +295,36 @@ def test_the_end_of_every_member_is_checked_before_the_case_is(
     case = build.case(tmp_path, parts["image"], parts["label"])
     assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
     assert not list((tmp_path / "s").rglob("manifest.json"))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from liverseg_core.config import IngestConfig
+from liverseg_core.ingest import ingest_case
+from liverseg_core.source import open_source
+
+def megabytes(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1000
+
+(case,) = open_source(sys.argv[1]).cases
+before = megabytes("VmRSS")
+ingest_case(case, IngestConfig(spacing_mm=(1.5, 1.5, 1.5)), Path(sys.argv[2]))
+print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
+def test_memory_does_not_grow_with_the_volume(build: SimpleNamespace, tmp_path: Path) -> None:
+    """A scan of 210 MB with a label of 105 MB, both stored from the top."""
+    parts = [
+        igzip.compress(build.nifti(np.zeros((512, 512, 400), kind, "F"), np.diag([0.8, 0.8, -1, 1])), mtime=0)
+        for kind in (np.int16, np.uint8)
+    ]
+    source = build.tar(tmp_path / "T.tar", build.members({"c": tuple(parts)}))
+    command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "s")]
+    assert float(subprocess.check_output(command)) < 150
 
 
 def test_a_real_ct(build: SimpleNamespace, real_data: Path, tmp_path: Path) -> None:
