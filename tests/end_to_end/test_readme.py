@@ -41,6 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
     return clean | {"PATH": f"{BIN}:{clean['PATH']}", "PREFECT_HOME": str(folder / "prefect")}
 
 
+@pytest.mark.timeout(1000)
 def test_make_demo(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """In a copy of the checkout: it learns, registers, and says where the pictures are."""
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
