@@ -281,7 +281,12 @@ def _sync(path: Path) -> None:
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:
     """Installed versions without the local part, so that a CPU and a GPU build share their artifacts."""
-    return {name: version(name).partition("+")[0] for name in names}
+    return {name: _version(name) for name in names}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    return version(name).partition("+")[0]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 import zarr
 from jaxtyping import Shaped
-from numcodecs import Blosc  # type: ignore[import-untyped]
+from numcodecs import Blosc
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from zarr.codecs import BloscCodec, Crc32cCodec
