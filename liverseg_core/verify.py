@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_core.errors import LiversegError
+from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import read_case
 from liverseg_core.nifti import as_hu, as_label
 from liverseg_core.source import CaseSource
@@ -15,6 +15,9 @@ def verify_case(case: CaseSource) -> dict[str, Any]:
 
     Returns:
         `case`, `shape`, `spacing_mm`, `labelled`, `flags`, and `problem`: None, or the error's text.
+
+    Raises:
+        LiversegError: When the source's server fails: that says nothing of the case.
     """
     found: dict[str, Any] = {"case": case.case, "labelled": case.label is not None, "problem": None}
     try:
@@ -27,5 +30,7 @@ def verify_case(case: CaseSource) -> dict[str, Any]:
         if label is not None and not np.any(as_label(label)):
             found["flags"].append("no-liver")
     except LiversegError as error:
+        if error.exit_code is ExitCode.UNREACHABLE:
+            raise
         found["problem"] = str(error)
     return found

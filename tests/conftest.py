@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -24,6 +25,7 @@ import pytest
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 PREFECT = str(Path(sys.executable).with_name("prefect"))
+SWIFT_PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")
 _logs: list[Path] = []
 
 
@@ -192,7 +194,32 @@ class S3Server:
 
     def reads(self) -> int:
         """How often an object was asked for."""
-        return len(re.findall(r'"GET /[^/ ]+/[^/ ]+ HTTP', self.log.read_text()))
+        return len(re.findall(r"\bGET /[^/ ]+/[^ ]+ HTTP", self.log.read_text()))
+
+
+def _s3_client(url: str, key: str, secret: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    checksums = {
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}, **checksums),
+    )
+    client.create_bucket(Bucket="data")
+    return client
+
+
+def _s3_environment(url: str, key: str, secret: str) -> dict[str, str]:
+    login = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
+    return login | {"AWS_ENDPOINT_URL": url}
 
 
 @pytest.fixture(scope="session")
@@ -200,22 +227,26 @@ def s3_server(
     tmp_path_factory: pytest.TempPathFactory, service_environment: dict[str, str]
 ) -> Iterator[S3Server]:
     """A protocol mock of S3 in a process of its own, with a bucket `data`."""
-    import boto3
-
     log, port = tmp_path_factory.mktemp("s3-server") / "s3-server.log", _free_port()
-    url = f"http://127.0.0.1:{port}"
+    url, login = f"http://127.0.0.1:{port}", ("test", "test")
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     with _running(command, service_environment, log, lambda: _answers(f"{url}/moto-api/")):
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            region_name="us-east-1",
-        )
-        client.create_bucket(Bucket="data")
-        yield S3Server(url, login | {"AWS_ENDPOINT_URL": url}, log, client)
+        yield S3Server(url, _s3_environment(url, *login), log, _s3_client(url, *login))
+
+
+@pytest.fixture(scope="session")
+def object_store(
+    tmp_path_factory: pytest.TempPathFactory, service_environment: dict[str, str]
+) -> Iterator[S3Server]:
+    """A real object store that checks signatures, with a bucket `data`; skipped where there is no Swift."""
+    if not all(map(shutil.which, ("swift-proxy-server", "swift-object-server", "memcached"))):
+        pytest.skip("no OpenStack Swift: apt-get install " + " ".join(SWIFT_PACKAGES))
+    folder, port = tmp_path_factory.mktemp("swift"), _free_port()
+    url, login, log = f"http://127.0.0.1:{port}", ("test:tester", "testing"), folder / "swift.log"
+    script = Path(__file__).with_name("end_to_end") / "swift_server.py"
+    command = ["/usr/bin/python3", str(script), str(folder), str(port)]
+    with _running(command, service_environment, log, lambda: _answers(f"{url}/healthcheck")):
+        yield S3Server(url, _s3_environment(url, *login), log, _s3_client(url, *login))
 
 
 @dataclass

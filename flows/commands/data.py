@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Dask, Json, Workers, all_overrides, print_json
+from flows.commands.options import Config, Dask, Json, Overrides, Workers, all_overrides, print_json
 from flows.console import DATA, TALK, plain_table, say, watching
+from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import ExitCode, LiversegError
 
 
@@ -37,8 +38,15 @@ def phantom(
 
 
 def verify(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")],
-    md5: Annotated[str | None, typer.Option(help="Expected MD5 of the tar.")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder; a path or URL.")
+    ],
+    checksum: Annotated[
+        bool, typer.Option("--checksum", help="Read the whole tar for its MD5; Task03_Liver's is known.")
+    ] = False,
+    md5: Annotated[str | None, typer.Option(help="Expected MD5 of the tar: implies --checksum.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
     workers: Workers = None,
     dask: Dask = None,
     as_json: Json = False,
@@ -49,17 +57,22 @@ def verify(
     from liverseg_core.source import open_source
     from liverseg_core.verify import verify_case
 
-    dataset = open_source(source, md5)
-    compute = load_settings(overrides=all_overrides(None, workers, dask)).compute
+    settings = load_settings(config, all_overrides(overrides, workers, dask))
+    md5 = md5 or settings.source_md5
+    digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
+    dataset = open_source(source, None, settings.remote)
     found = []
-    with watching() as report, open_runner(compute) as runner:
+    with watching() as report, open_runner(settings.compute) as runner:
         for done, outcome in enumerate(runner.map(verify_case, dataset.cases), 1):
+            if outcome.error and outcome.error.exit_code is ExitCode.UNREACHABLE:
+                raise outcome.error  # it says nothing of the case
             report.progress("verify", done, len(dataset.cases), outcome.item.case)
             found.append(outcome.result or {"case": outcome.item.case, "problem": str(outcome.error)})
     found.sort(key=lambda case: str(case["case"]))
     problems = sum(case["problem"] is not None for case in found)
     if as_json:
-        print_json({"dataset": dataset.name, "skipped": dataset.junk, "problems": problems, "cases": found})
+        summary = {"dataset": dataset.name, "md5": digest, "skipped": dataset.junk, "problems": problems}
+        print_json({**summary, "cases": found})
     else:
         headings = ("case", "shape", "spacing_mm", "labelled", "flags", "problem")
         cells = ([_cell(case.get(heading)) for heading in headings] for case in found)
@@ -67,6 +80,20 @@ def verify(
         say(f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+def _checked_md5(source: str, expected: str | None, options: RemoteConfig) -> str:
+    from liverseg_core.files import checksum
+    from liverseg_core.source import check_md5, locate, published_md5
+
+    file, _ = locate(source, options)
+    with watching() as report:
+        found = checksum(file, lambda done, total: report.progress("MiB", done >> 20, total >> 20, str(file)))
+    expected = expected or published_md5(file)
+    if expected:
+        check_md5(file, found, expected)
+    say(f"MD5 {found}{', as expected' if expected else '; none is known to compare it with'}")
+    return found
 
 
 def _cell(value: object) -> str:

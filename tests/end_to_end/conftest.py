@@ -144,7 +144,7 @@ def ingested(liverseg: Run, phantom: Path, tiny: Path, tmp_path_factory: pytest.
 
 def manifests(store: Path) -> dict[str, int]:
     """When each artifact of a store was completed: `folder/key` → nanoseconds."""
-    found = store.glob("*/*/manifest.json")
+    found = store.glob("*/[!.]*/manifest.json")  # what is staged is not complete
     return {str(path.parent.relative_to(store)): path.stat().st_mtime_ns for path in found}
 
 
