@@ -87,6 +87,7 @@ class Fingerprint:
         return {
             "voxels": self.histogram.sum(axis=1).tolist(),
             "boxes": boxes,
+            "body_voxels": int(body.sum()),
             "body_hu": _intensity(body),
             "liver_hu": _intensity(self.histogram[1]),
             "tumour_hu": _intensity(self.histogram[2]),

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from isal import igzip
 from jaxtyping import Shaped
+from nibabel.orientations import aff2axcodes
 
 from liverseg_core.artifact import Artifact, Facts, Recipe, produce
 from liverseg_core.config import IngestConfig
@@ -23,6 +24,7 @@ from liverseg_core.geometry import (
     resampled_grid,
 )
 from liverseg_core.inflate import PIECE, is_gzip, joined
+from liverseg_core.label_survey import LabelSurvey
 from liverseg_core.nifti import Scan, Volume, as_classes, as_hu, open_scan
 from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.resample import resample_image, resample_label
@@ -92,15 +94,27 @@ def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact
         raise LiversegError("LS703", f"too little memory for {case.case}", allowed, remedy) from None
 
 
+def survey_case(case: CaseSource, config: IngestConfig) -> Facts:
+    """The facts that ingest would store of a case; nothing is written.
+
+    Raises:
+        LiversegError: As `ingest_case`, but for the store's codes.
+    """
+    image, label = _open_both(case)
+    target = plan_target(image.header, config)
+    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
+    for slab in _slabs(image, label, target, config, survey):
+        fingerprint.add(*slab)
+    return _facts(case, image.header, target, fingerprint, survey)
+
+
 def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:
     """Read a case's scan and label, checked against each other.
 
     Raises:
         LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
     """
-    image = _open(case.image)
-    label = _open(case.label) if case.label else None
-    _check_match(image, label)
+    image, label = _open_both(case)
     return image.whole(), label.whole() if label else None
 
 
@@ -131,27 +145,46 @@ def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndar
 
 
 def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
-    image = _open(case.image)
-    label = _open(case.label, keep=folder / NATIVE_LABEL) if case.label else None
-    _check_match(image, label)
+    image, label = _open_both(case, folder / NATIVE_LABEL)
     target = plan_target(image.header, config)
+    writer = CaseWriter(folder, target.grid, labelled=label is not None)
+    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
+    for slab in _slabs(image, label, target, config, survey):
+        writer.write_slab(*slab)
+        fingerprint.add(*slab)
+    facts = _facts(case, image.header, target, fingerprint, survey)
+    writer.finish(case.case, fingerprint.positions(), facts)
+    return facts
+
+
+def _slabs(
+    image: Scan, label: Scan | None, target: Target, config: IngestConfig, survey: LabelSurvey
+) -> Iterator[tuple[int, Any, Any]]:
+    """The case's slabs as they fill: first plane, HU and classes; the label as stored passes the survey."""
     flips, depth = target.orientation.flips, target.grid.shape[2]
     planes = (as_hu(image, plane) for plane in _stored_planes(image, target))
     hu = resample_image(planes, target.source, target.grid, flips, config.interpolation)
     image_slabs = slabs(hu, depth, flips[2])
     label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
     if label:
-        classes = (as_classes(label, plane) for plane in _stored_planes(label, target))
+        classes = _surveyed((as_classes(label, plane) for plane in _stored_planes(label, target)), survey)
         voted = resample_label(classes, target.source, target.grid, config.label_interpolation, flips)
         label_slabs = slabs(voted, depth, flips[2])
-    writer = CaseWriter(folder, target.grid, labelled=label is not None)
-    fingerprint = Fingerprint(target.grid.shape, config.positions_per_class)
     for (start, image_slab), (_, label_slab) in zip(image_slabs, label_slabs, strict=True):
-        writer.write_slab(start, image_slab, label_slab)
-        fingerprint.add(start, image_slab, label_slab)
-    facts = _facts(case, image.header, target, fingerprint.facts())
-    writer.finish(case.case, fingerprint.positions(), facts)
-    return facts
+        yield start, image_slab, label_slab
+
+
+def _surveyed(planes: Iterable[Any], survey: LabelSurvey) -> Iterator[Any]:
+    for plane in planes:
+        survey.add(plane)
+        yield plane
+
+
+def _open_both(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
+    image = _open(case.image)
+    label = _open(case.label, keep) if case.label else None
+    _check_match(image, label)
+    return image, label
 
 
 def _open(member: Member, keep: Path | None = None) -> Scan:
@@ -185,10 +218,12 @@ def _stored_planes(scan: Scan, target: Target) -> Iterator[Shaped[np.ndarray, "y
     return (np.ascontiguousarray(stored[:, :, k].T) for k in range(stored.shape[2]))
 
 
-def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Mapping[str, Any]) -> Facts:
-    voxels = fingerprint["voxels"]
+def _facts(
+    case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Fingerprint, survey: LabelSurvey
+) -> Facts:
+    label = survey.facts() if case.label else None
     flags = [*header.flags]
-    if case.label and voxels[1] == 0:
+    if label and label["voxels"][1] == 0:
         flags.append("no-liver")
     return {
         "case": case.case,
@@ -198,8 +233,10 @@ def _facts(case: CaseSource, header: NiftiHeader, target: Target, fingerprint: M
         "native_shape": list(header.shape),
         "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
         "native_affine": header.affine.tolist(),
+        "orientation": "".join(aff2axcodes(header.affine)),
+        "native_label": label,
         "flags": flags,
-        "fingerprint": dict(fingerprint),
+        "fingerprint": fingerprint.facts(),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from liverseg_core.artifact import Artifact, load, writable, write_atomically
+from liverseg_core.data_report import CaseRow, describe
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
@@ -69,6 +70,18 @@ def stored_cases(context: Context) -> Record:
         what = f"the store {context.store} holds no cases"
         raise LiversegError("LS206", what, "a store that was ingested into", "Run liverseg ingest first")
     return {**json.loads(path.read_text()), "cached": True}
+
+
+def data_report(context: Context, cases: Record) -> list[CaseRow]:
+    """What `ingest` found of every case: a row each, also for the quarantined.
+
+    Args:
+        context: The one that the cases were ingested with.
+        cases: The result of `ingest`.
+    """
+    stored = (load(context.store / INGEST.folder / case["key"]) for case in cases["cases"])
+    refused = ({**entry, "problem": entry["reason"]} for entry in cases["quarantined"])
+    return describe([*(artifact.facts for artifact in stored if artifact), *refused])
 
 
 def plan(context: Context, limit: int | None = None) -> dict[CaseSource, Artifact | None]:

@@ -1,13 +1,18 @@
 """Verbs about datasets: make a phantom, check a source."""
 
+import functools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.commands.case_table import case_table, say_flags
 from flows.commands.options import Config, Dask, Json, Overrides, Workers, all_overrides, print_json
-from flows.console import DATA, TALK, plain_table, say, watching
+from flows.console import DATA, TALK, say, watching
+from liverseg_core.artifact import Facts
 from liverseg_core.config import RemoteConfig
+from liverseg_core.data_report import describe
 from liverseg_core.errors import ExitCode, LiversegError
 
 
@@ -54,29 +59,36 @@ def verify(
     """Check a dataset without writing anything: every scan and label is read whole."""
     from flows.runners import open_runner
     from flows.settings import load_settings
-    from liverseg_core.source import open_source
+    from liverseg_core.runners import Outcome
+    from liverseg_core.source import CaseSource, open_source
     from liverseg_core.verify import verify_case
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
     md5 = md5 or settings.source_md5
     digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
     dataset = open_source(source, None, settings.remote)
-    found = []
+    work = functools.partial(verify_case, config=settings.ingest)
+    found: list[Facts] = []
     with watching() as report, open_runner(settings.compute) as runner:
-        for done, outcome in enumerate(runner.map(verify_case, dataset.cases), 1):
+        outcome: Outcome[CaseSource, Facts]
+        for done, outcome in enumerate(runner.map(work, dataset.cases), 1):
             if outcome.error and outcome.error.exit_code is ExitCode.UNREACHABLE:
                 raise outcome.error  # it says nothing of the case
             report.progress("verify", done, len(dataset.cases), outcome.item.case)
-            found.append(outcome.result or {"case": outcome.item.case, "problem": str(outcome.error)})
-    found.sort(key=lambda case: str(case["case"]))
-    problems = sum(case["problem"] is not None for case in found)
+            failed = {
+                "case": outcome.item.case,
+                "labelled": outcome.item.label is not None,
+                "problem": str(outcome.error),
+            }
+            found.append(outcome.result or failed)
+    rows = describe(found)
+    problems = sum(row.problem is not None for row in rows)
     if as_json:
         summary = {"dataset": dataset.name, "md5": digest, "skipped": dataset.junk, "problems": problems}
-        print_json({**summary, "cases": found})
+        print_json({**summary, "cases": [asdict(row) for row in rows]})
     else:
-        headings = ("case", "shape", "spacing_mm", "labelled", "flags", "problem")
-        cells = ([_cell(case.get(heading)) for heading in headings] for case in found)
-        DATA.print(plain_table(headings, [*cells]))
+        DATA.print(case_table(rows))
+        say_flags(rows)
         say(f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
@@ -94,9 +106,3 @@ def _checked_md5(source: str, expected: str | None, options: RemoteConfig) -> st
         check_md5(file, found, expected)
     say(f"MD5 {found}{', as expected' if expected else '; none is known to compare it with'}")
     return found
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
-    return "" if value is None else str(value)

@@ -1,11 +1,13 @@
 """Verbs that run stages: one of them, or the whole flow."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flows.commands.case_table import case_table, say_flags
 from flows.commands.options import Config, Dask, Json, Overrides, Store, Workers, all_overrides, print_json
 from flows.console import DATA, dice_table, plain_table, say, watching
 from flows.settings import load_settings
@@ -77,8 +79,12 @@ def ingest(
                 DATA.print(plain_table(("case", "state"), rows))
             return
         result = stage.ingest(context, limit)
+        described = stage.data_report(context, result)
     if as_json:
-        print_json(result)
+        print_json({**result, "report": [asdict(row) for row in described]})
+    else:
+        DATA.print(case_table(described))
+        say_flags(described)
     _quarantine(result)
 
 

@@ -1,0 +1,149 @@
+"""What a person should know of every case before training on it: measures, and flags for what looks odd.
+
+Pure functions of the facts that `ingest` stores and `verify` gathers. The bounds are wide: a flag says "look
+at this one", never "leave it out". They are in no key, so a bound can change without a case going stale.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+THICK_MM = 5.0
+"""Thicker slices than in any scan of the Decathlon blur small lesions away."""
+BODY_CM2 = (100.0, 2000.0)
+"""Mean cross-section: a small child has 150 cm², 50 × 50 cm of severe obesity 1,960."""
+LIVER_ML = (500.0, 4500.0)
+"""With tumours: what a large resection leaves, and a massively enlarged liver; healthy adults have 1,000 to
+2,500 ml."""
+MEDIAN_HU = (-200, 300)
+"""Of what is brighter than −500 HU: between all fat and all contrast."""
+HIGHEST_P95_HU = 700
+"""Bone and contrast fill far less than a twentieth of a body; water stored 1,024 too high would be here."""
+LEAST_AIR = 0.001
+"""Share of voxels at −500 HU or below: around every body, and in its bowel and lungs, there is air."""
+
+SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
+
+MEANING: Mapping[str, str] = {
+    "identity-affine": "the header says 1 × 1 × 1 mm without rotation, as where the true spacing was lost",
+    "spacing-overridden": "the header's spacing was replaced by the override file's",
+    "no-orientation": "neither sform nor qform is set: left and right may be swapped",
+    "qform-disagrees": "sform and qform place the scan differently; the sform is used",
+    "thick-slices": f"voxels longer than {THICK_MM:g} mm",
+    "implausible-body": f"mean cross-section of the body outside {BODY_CM2[0]:g} to {BODY_CM2[1]:g} cm²",
+    "odd-hu-offset": "no air near −1000 HU, or soft tissue far from 0: an offset such as 1024 may be missing",
+    "no-liver": "the label has no liver voxel",
+    "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
+    "tumour-outside-liver": "a labelled tumour touches no labelled liver",
+    "duplicate-voxels": "another case has the same voxels",
+}
+"""Flag → what it says, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A case in the data report; None where it could not be read that far.
+
+    Args:
+        case: Its name.
+        labelled: Whether it has a label.
+        shape: Voxels along the stored axes.
+        spacing_mm: Along the stored axes.
+        orientation: What the stored axes run towards, such as LPS.
+        body_hu: `SHOWN_PERCENTILES` of what is brighter than −500 HU.
+        liver_ml: Liver with tumours.
+        tumour_ml: Tumours.
+        tumours: 6-connected components.
+        flags: Names in `MEANING`.
+        same_voxels_as: The other cases behind `duplicate-voxels`.
+        problem: Why the case can't be used.
+    """
+
+    case: str
+    labelled: bool | None
+    shape: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    orientation: str | None = None
+    body_hu: Mapping[str, int] | None = None
+    liver_ml: float | None = None
+    tumour_ml: float | None = None
+    tumours: int | None = None
+    flags: tuple[str, ...] = ()
+    same_voxels_as: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
+    """One row a case, by name; cases of equal voxels are flagged with one another's names.
+
+    Args:
+        found: The facts of each case; of one that could not be read, `case`, `labelled` and `problem`.
+    """
+    rows: dict[str, CaseRow] = {}
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for facts in found:
+        name = facts["case"]
+        if facts.get("problem"):
+            rows[name] = CaseRow(name, facts.get("labelled"), problem=facts["problem"])
+        else:
+            rows[name] = _row(facts)
+            same[facts["fingerprint"]["content"]].append(name)
+    for names in same.values():
+        for name in names if len(names) > 1 else ():
+            others = tuple(sorted(set(names) - {name}))
+            flags = (*rows[name].flags, "duplicate-voxels")
+            rows[name] = replace(rows[name], flags=flags, same_voxels_as=others)
+    return [rows[name] for name in sorted(rows)]
+
+
+def volumes_ml(facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Liver with tumours, and tumours alone, on the label's own voxels; None without a label."""
+    label = facts["native_label"]
+    if label is None:
+        return None
+    voxel_ml = math.prod(facts["native_spacing_mm"]) / 1000
+    _, liver, tumour = label["voxels"]
+    return (liver + tumour) * voxel_ml, tumour * voxel_ml
+
+
+def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The flags of one case: what its header and label gave, then what its measures suggest."""
+    yield from facts["flags"]
+    if max(facts["native_spacing_mm"]) > THICK_MM * 1.001:  # single precision and rotation cost some digits
+        yield "thick-slices"
+    fingerprint = facts["fingerprint"]
+    (x, y, z), (wide, deep, _) = facts["shape"], facts["spacing_mm"]
+    if not BODY_CM2[0] <= fingerprint["body_voxels"] / z * wide * deep / 100 <= BODY_CM2[1]:
+        yield "implausible-body"
+    if _odd_offset(fingerprint["body_hu"], fingerprint["body_voxels"] / (x * y * z)):
+        yield "odd-hu-offset"
+    volumes = volumes_ml(facts)
+    if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
+        yield "implausible-liver"
+    if volumes and facts["native_label"]["tumours_outside_liver"]:
+        yield "tumour-outside-liver"
+
+
+def _odd_offset(body: Mapping[str, Any] | None, share: float) -> bool:
+    if body is None:  # nothing is brighter than −500 HU
+        return True
+    low, high = MEDIAN_HU
+    return share > 1 - LEAST_AIR or not low <= body["p50"] <= high or body["p95"] > HIGHEST_P95_HU
+
+
+def _row(facts: Mapping[str, Any]) -> CaseRow:
+    body, volumes, label = facts["fingerprint"]["body_hu"], volumes_ml(facts), facts["native_label"]
+    return CaseRow(
+        case=facts["case"],
+        labelled=facts["labelled"],
+        shape=tuple(facts["native_shape"]),
+        spacing_mm=tuple(round(value, 4) for value in facts["native_spacing_mm"]),
+        orientation=facts["orientation"],
+        body_hu=body and {name: body[name] for name in SHOWN_PERCENTILES},
+        liver_ml=volumes and round(volumes[0], 2),
+        tumour_ml=volumes and round(volumes[1], 2),
+        tumours=label and label["tumours"],
+        flags=tuple(flags_of(facts)),
+    )
