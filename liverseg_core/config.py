@@ -54,6 +54,8 @@ class IngestConfig(Section):
     label_interpolation: Literal["vote", "nearest"] = "vote"
     positions_per_class: PositiveInt = 2000
     """How many voxel positions of each class a case remembers for patch sampling."""
+    spacing_overrides: Annotated[str | None, Field(exclude=True)] = None
+    """A CSV `case,x,y,z` in mm that corrects wrong headers; in the keys of the cases it names alone."""
 
 
 class SplitConfig(Section):

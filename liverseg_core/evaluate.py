@@ -14,10 +14,10 @@ from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.ingest import label_planes, plan_target
 from liverseg_core.measures import GROUPS, CaseScore, score_case, summarise
 from liverseg_core.model import INFERENCE, Model
-from liverseg_core.nifti import as_label, read_nifti, write_label
+from liverseg_core.nifti import Volume, as_label, read_nifti, write_label
 from liverseg_core.pictures import dice_plot_png, overlay_png
 from liverseg_core.predict import segment_prepared
-from liverseg_core.store import NATIVE_LABEL, open_case, read_volume
+from liverseg_core.store import NATIVE_LABEL, Case, open_case, read_volume
 
 MEASURES = ("dice", "voe", "rvd", "volume_ml", "reference_volume_ml")
 Progress = Callable[[int, int], None]
@@ -61,14 +61,23 @@ def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseS
     record = folder / "cases" / f"{name}.json"
     if record.exists():
         return CaseScore.from_record(json.loads(record.read_text()))
-    reference = read_nifti(stored / NATIVE_LABEL)
+    case = open_case(stored)
+    reference = _read_native(stored / NATIVE_LABEL, case)
     target = plan_target(reference.header, model.spec.ingest)
-    image = read_volume(open_case(stored).image)
+    image = read_volume(case.image)
     prediction = segment_prepared(model, image, target)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
     score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
     write_atomically(record, json.dumps(score.record(), indent=1).encode())
     return score
+
+
+def _read_native(path: Path, case: Case) -> Volume:
+    """A label on the source's own voxels, whose header may be one that the case's spacing corrects."""
+    volume = read_nifti(path)
+    if case.spacing_override_mm is None:
+        return volume
+    return replace(volume, header=volume.header.with_spacing(case.spacing_override_mm))
 
 
 def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -90,7 +99,7 @@ def _worth(score: CaseScore) -> float:
 def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
     """One case in three planes, on the case's own grid, where the image is at hand without the source."""
     case = open_case(stored)
-    predicted = read_nifti(folder / "predictions" / f"{score.case}.nii.gz")
+    predicted = _read_native(folder / "predictions" / f"{score.case}.nii.gz", case)
     prediction = np.stack(list(label_planes(predicted, plan_target(predicted.header, ingest), "nearest"))).T
     reference = None if case.label is None else read_volume(case.label)
     dice = ", ".join(f"{group} Dice {found.dice:.3f}" for group, found in score.overlaps.items())

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +74,11 @@ def record(artifact: Artifact) -> CaseRecord:
 
 
 def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
-    """What decides a stored case: the scan's and label's content, and the ingest section."""
+    """What decides a stored case: the scan's and label's content, a corrected spacing, the ingest section."""
     label = case.label.digest if case.label else None
-    inputs = {"case": case.case, "image": case.image.digest, "label": label}
+    inputs: dict[str, Any] = {"case": case.case, "image": case.image.digest, "label": label}
+    if case.spacing_mm:  # in this case's key alone
+        inputs["spacing_mm"] = list(case.spacing_mm)
     return Recipe(INGEST, config.canonical(), inputs)
 
 
@@ -183,6 +185,9 @@ def _surveyed(planes: Iterable[Any], survey: LabelSurvey) -> Iterator[Any]:
 def _open_both(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
     image = _open(case.image)
     label = _open(case.label, keep) if case.label else None
+    if case.spacing_mm:
+        image = replace(image, header=image.header.with_spacing(case.spacing_mm))
+        label = label and replace(label, header=label.header.with_spacing(case.spacing_mm))
     _check_match(image, label)
     return image, label
 
@@ -233,6 +238,7 @@ def _facts(
         "native_shape": list(header.shape),
         "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
         "native_affine": header.affine.tolist(),
+        "spacing_override_mm": case.spacing_mm and list(case.spacing_mm),
         "orientation": "".join(aff2axcodes(header.affine)),
         "native_label": label,
         "flags": flags,

@@ -7,13 +7,13 @@ Readers in common use accept NaN spacings, negative sizes and files cut short, a
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from liverseg_core.arrays import Affine, Shape
+from liverseg_core.arrays import Affine, Shape, Spacing
 from liverseg_core.errors import LiversegError
 from liverseg_core.geometry import MAX_VOXELS, Grid
 
@@ -70,6 +70,12 @@ class NiftiHeader:
     def grid(self) -> Grid:
         """The stored grid."""
         return Grid(self.shape, self.affine)
+
+    def with_spacing(self, spacing_mm: Spacing) -> "NiftiHeader":
+        """This header at another spacing along its stored axes: directions, origin and `raw` stay."""
+        affine = self.affine.copy()
+        affine[:3, :3] *= np.divide(spacing_mm, self.grid.spacing_mm)
+        return replace(self, affine=affine, flags=(*self.flags, "spacing-overridden"))
 
     @property
     def total_bytes(self) -> int:

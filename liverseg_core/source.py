@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from liverseg_core.archive import LISTING, Extent, Extents, content_digest, content_of, index_tar, unsafe
+from liverseg_core.arrays import Spacing
 from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.files import PIECE, File, checksum, file_size, stream_range
@@ -96,6 +97,8 @@ class CaseSource:
     case: str
     image: Member
     label: Member | None
+    spacing_mm: Spacing | None = None
+    """Along the stored axes, where the headers are wrong."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from liverseg_core.arrays import Positions, Shape
+from liverseg_core.arrays import Positions, Shape, Spacing
 from liverseg_core.artifact import load, verify
 from liverseg_core.errors import LiversegError
 from liverseg_core.geometry import Grid
@@ -52,6 +52,7 @@ class Case:
         grid: Canonical grid of the (x, y, z) volume.
         positions: Class → voxel indices for patch sampling; empty for an absent class.
         fingerprint: Intensity and size facts (see fingerprint.py).
+        spacing_override_mm: Along the stored axes of the source's files, where their headers are wrong.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Case:
     grid: Grid
     positions: Mapping[int, Positions]
     fingerprint: Mapping[str, Any]
+    spacing_override_mm: Spacing | None = None
 
 
 class CaseWriter:
@@ -114,7 +116,8 @@ def open_case(folder: Path) -> Case:
         positions = {int(c): found for c, found in load_file(folder / POSITIONS).items()}
         z, y, x = image.shape
         grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
-        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"])
+        override = facts["spacing_override_mm"]
+        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], override)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
 

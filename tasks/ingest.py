@@ -11,6 +11,7 @@ from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
 from liverseg_core.source import CaseSource, Source, open_source
+from liverseg_core.spacing_overrides import override_spacings
 from liverseg_core.stages import INGEST
 from tasks.context import Context, Record
 from tasks.stage import stage_task
@@ -93,7 +94,8 @@ def _source(context: Context) -> Source:
     settings = context.settings
     if settings.source is None:
         raise LiversegError("LS205", "no source is given", "a Decathlon tar or folder", "Pass SOURCE")
-    return open_source(settings.source, settings.source_md5, settings.remote)
+    source = open_source(settings.source, settings.source_md5, settings.remote)
+    return override_spacings(source, settings.ingest.spacing_overrides)
 
 
 def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Artifact | None]:

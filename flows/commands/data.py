@@ -61,12 +61,14 @@ def verify(
     from flows.settings import load_settings
     from liverseg_core.runners import Outcome
     from liverseg_core.source import CaseSource, open_source
+    from liverseg_core.spacing_overrides import override_spacings
     from liverseg_core.verify import verify_case
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
     md5 = md5 or settings.source_md5
     digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
     dataset = open_source(source, None, settings.remote)
+    dataset = override_spacings(dataset, settings.ingest.spacing_overrides)
     work = functools.partial(verify_case, config=settings.ingest)
     found: list[Facts] = []
     with watching() as report, open_runner(settings.compute) as runner:
