@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -362,7 +363,31 @@ class _QuietServer(ThreadingHTTPServer):
 @pytest.fixture
 def range_server() -> Iterator[RangeServer]:
     """A server of ranges on 127.0.0.1, and its faults."""
+    with _serving_ranges() as served:
+        yield served
+
+
+@pytest.fixture
+def secure_range_server(tmp_path: Path) -> Iterator[tuple[RangeServer, Path]]:
+    """The same over TLS, as `localhost`, and the certificate that vouches for it."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
+    )
+    command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with _serving_ranges(context) as served:
+        served.url = served.url.replace("http://127.0.0.1", "https://localhost")
+        yield served, certificate
+
+
+@contextmanager
+def _serving_ranges(context: ssl.SSLContext | None = None) -> Iterator[RangeServer]:
     server = _QuietServer(("127.0.0.1", 0), _RangeHandler)
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     served = RangeServer(f"http://127.0.0.1:{server.server_address[1]}")
     server.RequestHandlerClass = type("Handler", (_RangeHandler,), {"served": served})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -14,7 +14,9 @@ from flows.settings import load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode
 
-Source = Annotated[str | None, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")]
+Source = Annotated[
+    str | None, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder; a path or URL.")
+]
 Record = dict[str, Any]
 
 
@@ -53,7 +55,9 @@ def run(
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Decathlon tar or folder; a path or URL.")
+    ],
     config: Config = None,
     store: Store = None,
     overrides: Overrides = None,

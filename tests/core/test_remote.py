@@ -212,6 +212,23 @@ def test_faults(build: SimpleNamespace, served: Any, fault: str, code: str, pass
     assert image.read() == whole
 
 
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_a_bad_day(served: Any, big: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Two of three requests fail in one way or another; every byte is right all the same."""
+    monkeypatch.setattr(remote, "AHEAD", 50_000)
+    chance = np.random.default_rng(0)
+    passing = ["503", "429", "reset", "short", "500"]
+    served.files["/data/t.tar"] = served.files["/t.tar"]
+    options = bucket(served, attempts=40, timeout_s=2.0, backoff_s=1e-6)
+    served.once = ["" if chance.random() < 1 / 3 else str(chance.choice(passing)) for _ in range(1000)]
+    url = f"{served.url}/t.tar?bad" if scheme == "http" else "s3://data/t.tar"
+    found = open_source(url, options=options)
+    assert facts(found) == facts(open_source(str(big)))
+    for there, here in zip(found.cases, open_source(str(big)).cases, strict=True):
+        assert there.image.read() == here.image.read()
+    assert 100 < 1000 - len(served.once) < 1000
+
+
 @pytest.mark.parametrize("fault", ["whole", "shifted", "encoded", "short", "503", "longer"])
 def test_faults_while_indexing(build: SimpleNamespace, served: Any, fault: str) -> None:
     url = f"{served.url}/t.tar?{fault}"
@@ -313,6 +330,24 @@ def test_redirects_are_checked_like_the_first_address(served: Any, build: Simple
     served.always = "to /old.tar"
     assert build.refusal(open_source, *read) == "LS406"
     assert shown("https://u:p@host:1/a?secret") == "https://host:1/a?…"
+
+
+def test_certificates(
+    secure_range_server: tuple[Any, Path], big: Path, build: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, certificate = secure_range_server
+    served.files["/t.tar"] = big.read_bytes()
+    options = HERE.model_copy(update={"allowed_hosts": ("localhost", "127.0.0.1"), "timeout_s": 2.0})
+    url = f"{served.url}/t.tar"
+    assert build.refusal(open_source, url, None, options) == "LS405", "nobody vouches for it"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    http_ranges._trust.cache_clear()
+    try:
+        assert facts(open_source(url, None, options)) == facts(open_source(str(big)))
+        assert build.refusal(open_source, url.replace("localhost", "127.0.0.1"), None, options) == "LS405"
+        assert build.refusal(open_source, url.replace("https", "http"), None, options) == "LS405"
+    finally:
+        http_ranges._trust.cache_clear()
 
 
 def test_a_server_that_is_not_there(build: SimpleNamespace, free_port: Callable[[], int]) -> None:
