@@ -26,6 +26,8 @@ LEAST_AIR = 0.001
 
 SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
 
+HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
+
 MEANING: Mapping[str, str] = {
     "identity-affine": "the header says 1 × 1 × 1 mm without rotation, as where the true spacing was lost",
     "spacing-overridden": "the header's spacing was replaced by the override file's",
@@ -96,6 +98,26 @@ def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
             flags = (*rows[name].flags, "duplicate-voxels")
             rows[name] = replace(rows[name], flags=flags, same_voxels_as=others)
     return [rows[name] for name in sorted(rows)]
+
+
+def cells(row: CaseRow) -> list[str]:
+    """The row's texts under `HEADINGS`, then its problem; what is not known is empty."""
+    flags = [
+        f"{flag} ({', '.join(row.same_voxels_as)})" if flag == "duplicate-voxels" else flag
+        for flag in row.flags
+    ]
+    return [
+        row.case,
+        "×".join(map(str, row.shape or ())),
+        " ".join(f"{value:.4g}" for value in row.spacing_mm or ()),
+        row.orientation or "",
+        " ".join(map(str, (row.body_hu or {}).values())),
+        "" if row.liver_ml is None else f"{row.liver_ml:.0f}",
+        "" if row.tumour_ml is None else f"{row.tumour_ml:.1f}",
+        "" if row.tumours is None else str(row.tumours),
+        ", ".join(flags),
+        row.problem or "",
+    ]
 
 
 def volumes_ml(facts: Mapping[str, Any]) -> tuple[float, float] | None:

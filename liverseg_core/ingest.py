@@ -102,10 +102,10 @@ def survey_case(case: CaseSource, config: IngestConfig) -> Facts:
     Raises:
         LiversegError: As `ingest_case`, but for the store's codes.
     """
-    image, label = _open_both(case)
+    image, label = open_scans(case)
     target = plan_target(image.header, config)
     survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
-    for slab in _slabs(image, label, target, config, survey):
+    for slab in case_slabs(image, label, target, config, survey):
         fingerprint.add(*slab)
     return _facts(case, image.header, target, fingerprint, survey)
 
@@ -116,7 +116,7 @@ def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:
     Raises:
         LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
     """
-    image, label = _open_both(case)
+    image, label = open_scans(case)
     return image.whole(), label.whole() if label else None
 
 
@@ -147,11 +147,11 @@ def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndar
 
 
 def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
-    image, label = _open_both(case, folder / NATIVE_LABEL)
+    image, label = open_scans(case, folder / NATIVE_LABEL)
     target = plan_target(image.header, config)
     writer = CaseWriter(folder, target.grid, labelled=label is not None)
     survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
-    for slab in _slabs(image, label, target, config, survey):
+    for slab in case_slabs(image, label, target, config, survey):
         writer.write_slab(*slab)
         fingerprint.add(*slab)
     facts = _facts(case, image.header, target, fingerprint, survey)
@@ -159,7 +159,7 @@ def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
     return facts
 
 
-def _slabs(
+def case_slabs(
     image: Scan, label: Scan | None, target: Target, config: IngestConfig, survey: LabelSurvey
 ) -> Iterator[tuple[int, Any, Any]]:
     """The case's slabs as they fill: first plane, HU and classes; the label as stored passes the survey."""
@@ -182,7 +182,16 @@ def _surveyed(planes: Iterable[Any], survey: LabelSurvey) -> Iterator[Any]:
         yield plane
 
 
-def _open_both(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
+def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
+    """Open a case's scan and label at their corrected spacing, checked against each other.
+
+    Args:
+        case: What to open.
+        keep: Where to write the label's own bytes on their way.
+
+    Raises:
+        LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
+    """
     image = _open(case.image)
     label = _open(case.label, keep) if case.label else None
     if case.spacing_mm:

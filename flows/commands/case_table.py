@@ -6,29 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from flows.console import plain_table, say
-from liverseg_core.data_report import MEANING, CaseRow
-
-HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
-
-
-def cells(row: CaseRow) -> list[str]:
-    """The row's texts under `HEADINGS`, then its problem; what is not known is empty."""
-    flags = [
-        f"{flag} ({', '.join(row.same_voxels_as)})" if flag == "duplicate-voxels" else flag
-        for flag in row.flags
-    ]
-    return [
-        row.case,
-        "×".join(map(str, row.shape or ())),
-        " ".join(f"{value:.4g}" for value in row.spacing_mm or ()),
-        row.orientation or "",
-        " ".join(map(str, (row.body_hu or {}).values())),
-        "" if row.liver_ml is None else f"{row.liver_ml:.0f}",
-        "" if row.tumour_ml is None else f"{row.tumour_ml:.1f}",
-        "" if row.tumours is None else str(row.tumours),
-        ", ".join(flags),
-        row.problem or "",
-    ]
+from liverseg_core.data_report import HEADINGS, MEANING, CaseRow, cells
 
 
 def case_table(rows: Sequence[CaseRow]) -> Table:

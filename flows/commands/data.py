@@ -1,9 +1,10 @@
 """Verbs about datasets: make a phantom, check a source."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,9 +12,16 @@ from flows.commands.case_table import case_table, say_flags
 from flows.commands.options import Config, Dask, Json, Overrides, Workers, all_overrides, print_json
 from flows.console import DATA, TALK, say, watching
 from liverseg_core.artifact import Facts
-from liverseg_core.config import RemoteConfig
-from liverseg_core.data_report import describe
+from liverseg_core.config import RemoteConfig, Settings
+from liverseg_core.data_report import CaseRow, describe
 from liverseg_core.errors import ExitCode, LiversegError
+from tasks.context import Report
+
+if TYPE_CHECKING:  # they take a while to import
+    from liverseg_core.runners import Outcome
+    from liverseg_core.source import CaseSource, Source
+
+Result = TypeVar("Result")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,36 +62,24 @@ def verify(
     overrides: Overrides = None,
     workers: Workers = None,
     dask: Dask = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="PAGE.html", help="Write the table as a page, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a dataset without writing anything: every scan and label is read whole."""
-    from flows.runners import open_runner
     from flows.settings import load_settings
-    from liverseg_core.runners import Outcome
-    from liverseg_core.source import CaseSource, open_source
+    from liverseg_core.source import open_source
     from liverseg_core.spacing_overrides import override_spacings
-    from liverseg_core.verify import verify_case
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
+    if page:
+        _write(page, "")  # a path that can't be written shows before hours of reading
     md5 = md5 or settings.source_md5
     digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
     dataset = open_source(source, None, settings.remote)
     dataset = override_spacings(dataset, settings.ingest.spacing_overrides)
-    work = functools.partial(verify_case, config=settings.ingest)
-    found: list[Facts] = []
-    with watching() as report, open_runner(settings.compute) as runner:
-        outcome: Outcome[CaseSource, Facts]
-        for done, outcome in enumerate(runner.map(work, dataset.cases), 1):
-            if outcome.error and outcome.error.exit_code is ExitCode.UNREACHABLE:
-                raise outcome.error  # it says nothing of the case
-            report.progress("verify", done, len(dataset.cases), outcome.item.case)
-            failed = {
-                "case": outcome.item.case,
-                "labelled": outcome.item.label is not None,
-                "problem": str(outcome.error),
-            }
-            found.append(outcome.result or failed)
-    rows = describe(found)
+    rows = _verified(dataset, settings, page)
     problems = sum(row.problem is not None for row in rows)
     if as_json:
         summary = {"dataset": dataset.name, "md5": digest, "skipped": dataset.junk, "problems": problems}
@@ -91,9 +87,53 @@ def verify(
     else:
         DATA.print(case_table(rows))
         say_flags(rows)
-        say(f"{dataset.name}: {len(found)} cases, {problems} with problems, {dataset.junk} junk members")
+        say(f"{dataset.name}: {len(rows)} cases, {problems} with problems, {dataset.junk} junk members")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+def _verified(dataset: "Source", settings: Settings, page: Path | None) -> list[CaseRow]:
+    """A row a case, also on the page where one is asked for."""
+    from flows.runners import open_runner
+    from liverseg_core.case_picture import draw_case
+    from liverseg_core.data_page import data_page
+    from liverseg_core.verify import verify_case
+
+    work = functools.partial(verify_case, config=settings.ingest)
+    with watching() as report, open_runner(settings.compute) as runner:
+        found: list[Facts] = []
+        for outcome in _watched("verify", runner.map(work, dataset.cases), len(dataset.cases), report):
+            case, error = outcome.item, outcome.error
+            if error and error.exit_code is ExitCode.UNREACHABLE:
+                raise error  # it says nothing of the case
+            failed = {"case": case.case, "labelled": case.label is not None, "problem": str(error)}
+            found.append(outcome.result or failed)
+        rows = describe(found)
+        if page:
+            flagged = {row.case for row in rows if row.flags}
+            odd = [case for case in dataset.cases if case.case in flagged]
+            drawn = _watched("pictures", runner.map(draw_case, odd), len(odd), report)
+            pictures = {outcome.item.case: outcome.result for outcome in drawn if outcome.result}
+            about = dataset.path.name if isinstance(dataset.path, Path) else str(dataset.path)
+            _write(page, data_page(dataset.name, about, rows, pictures))
+            say(f"Wrote {page}")
+    return rows
+
+
+def _watched(
+    name: str, outcomes: Iterator["Outcome[CaseSource, Result]"], total: int, report: Report
+) -> Iterator["Outcome[CaseSource, Result]"]:
+    for done, outcome in enumerate(outcomes, 1):
+        report.progress(name, done, total, outcome.item.case)
+        yield outcome
+
+
+def _write(page: Path, text: str) -> None:
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"cannot write {page}: {error.strerror or error}"
+        raise LiversegError("LS213", what, "a path that can be written", "Correct --report") from None
 
 
 def _checked_md5(source: str, expected: str | None, options: RemoteConfig) -> str:
