@@ -23,7 +23,8 @@ def draw_case(case: CaseSource) -> bytes:
     """
     image, label = open_scans(case)
     grid = image.header.grid
-    coarse = max(size * mm for size, mm in zip(grid.shape, grid.spacing_mm, strict=True)) / LONGEST
+    longest = max(size * mm for size, mm in zip(grid.shape, grid.spacing_mm, strict=True))
+    coarse = max(longest / LONGEST, min(grid.spacing_mm))
     config = IngestConfig(spacing_mm=(coarse, coarse, coarse))
     target = plan_target(image.header, config)
     hu = np.empty(target.grid.shape, np.int16, order="F")
