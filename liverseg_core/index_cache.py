@@ -36,7 +36,7 @@ def recall(location: str, state: str | None) -> dict[str, Any] | None:
     """What was kept of a source whose file is still in this state."""
     if state is None:
         return None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a user without a home
         digest, _, content = _place(location).read_bytes().partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() == digest:
             entry: dict[str, Any] = json.loads(content)
@@ -50,8 +50,8 @@ def keep(location: str, state: str | None, found: dict[str, Any]) -> None:
     if state is None:
         return
     content = json.dumps({**found, "format": FORMAT, "state": state}, separators=(",", ":")).encode()
-    place = _place(location)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        place = _place(location)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(place, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         entries = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
