@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 THICK_MM = 5.0
-"""Thicker slices than in any scan of the Decathlon blur small lesions away."""
+"""Thicker slices than in any scan of Task03_Liver blur small lesions away."""
 BODY_CM2 = (100.0, 2000.0)
 """Mean cross-section: a small child has 150 cm², 50 × 50 cm of severe obesity 1,960."""
 LIVER_ML = (500.0, 4500.0)

@@ -136,6 +136,26 @@ def test_equal_voxels_under_several_names(build: SimpleNamespace, tmp_path: Path
     assert (rows[3].labelled, (rows[3].problem or "")[:5]) == (False, "LS312")
 
 
+REAL = {
+    "dcmqi_ct3slice/dcmqi3_ct.nii.gz": [],
+    "lidc0314_lower/lidc0314_lower110_ct.nii.gz": [],
+    "msd_spleen_8/spleen_8_image.nii.gz": ["thick-slices"],
+    "totalseg_example/example_ct.nii.gz": [],
+    "CT_AVM.nii.gz": ["odd-hu-offset"],
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_scans(build: SimpleNamespace, real_data: Path, tmp_path: Path, name: str) -> None:
+    """CTs of chest and abdomen, and one whose air is stored as 0."""
+    paths = [*real_data.rglob(Path(name).name)]
+    if not paths:
+        pytest.skip(f"no {name}")
+    case = build.case(tmp_path, paths[0].read_bytes())
+    (row,) = describe([verify_case(case, IngestConfig(spacing_mm=(3, 3, 3)))])
+    assert [*row.flags] == REAL[name]
+
+
 def test_a_phantom_is_not_odd(tmp_path: Path) -> None:
     write_phantom_tar(tmp_path / "p.tar", PhantomSpec(cases=4, unlabelled=1, size=(64, 64, 40)))
     cases = open_source(str(tmp_path / "p.tar")).cases
