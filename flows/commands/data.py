@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -74,7 +74,7 @@ def verify(
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
     if page:
-        _write(page, "")  # a path that can't be written shows before hours of reading
+        _write(page, "", "a")  # a path that can't be written shows before hours of reading
     md5 = md5 or settings.source_md5
     digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
     dataset = open_source(source, None, settings.remote)
@@ -128,9 +128,10 @@ def _watched(
         yield outcome
 
 
-def _write(page: Path, text: str) -> None:
+def _write(page: Path, text: str, mode: Literal["a", "w"] = "w") -> None:
     try:
-        page.write_text(text, encoding="utf-8")
+        with page.open(mode, encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         what = f"cannot write {page}: {error.strerror or error}"
         raise LiversegError("LS213", what, "a path that can be written", "Correct --report") from None
