@@ -116,7 +116,7 @@ def open_case(folder: Path) -> Case:
         positions = {int(c): found for c, found in load_file(folder / POSITIONS).items()}
         z, y, x = image.shape
         grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
-        override = facts["spacing_override_mm"]
+        override = facts.get("spacing_override_mm")
         return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], override)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
