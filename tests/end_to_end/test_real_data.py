@@ -1,9 +1,11 @@
 """Real CTs through the real command line: a small Decathlon tar, a model, labels on the scans' own grids."""
 
+import contextlib
 import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -142,12 +144,17 @@ def test_a_scan_at_full_resolution(
     )
     store = ["--store", tmp_path / "store"] if verb == "ingest" else []
     process = start(verb, source, "--workers", 0, "--json", *store)
-    _, status, used = os.wait4(process.pid, 0)
+    ended, peak_mb = 0, 0.0
+    while not ended:  # the usage that wait4 gives counts what this process had when it forked
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak_mb = max([peak_mb, *(int(line.split()[1]) / 1024 for line in lines if "VmHWM" in line)])
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        time.sleep(0.02)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, process.stderr.read()
-    peak_mb = used.ru_maxrss / 1024
     record_property(f"{verb}_peak_mb", round(peak_mb))
     record_property(f"{verb}_cpu_s", round(used.ru_utime + used.ru_stime, 1))
-    assert peak_mb < 1000
+    assert 50 < peak_mb < 1000
     (case,) = json.loads(process.stdout.read())["cases"]
     assert case["case"] == "lidc"
