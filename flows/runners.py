@@ -10,6 +10,7 @@ from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from liverseg_core.config import ComputeConfig
+from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 from liverseg_core.runners import Outcome, Runner, SerialRunner
 
@@ -40,6 +41,10 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
     from distributed import Client
 
     with contextlib.ExitStack() as stack:
+        # Dask gives its workers one thread each by way of this process's environment. Training here wants all
+        # cores, and the same number whether or not there was a case to make: sums of two threads differ from
+        # sums of one in their last bits.
+        stack.enter_context(environment({}))
         try:
             address = compute.dask or stack.enter_context(_local_cluster(workers))
             client = stack.enter_context(Client(address, timeout=WORKER_WAIT_S, set_as_default=False))

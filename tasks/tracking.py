@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
+from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are.
@@ -88,10 +89,10 @@ def connect(tracking_uri: str | None, store: Path, experiment: str) -> Tracking:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
-    with _environment({}):  # MLflow would write the URI there, for every later store and child process
+    with environment({}):  # MLflow would write the URI there, for every later store and child process
         set_tracking_uri(uri)
     shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages
-    with _environment(IMPATIENT), service(shown):
+    with environment(IMPATIENT), service(shown):
         client = MlflowClient()
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -182,7 +183,7 @@ class MetricLog:
     def flush(self) -> None:
         """Offer what is kept, without insisting."""
         try:
-            with _environment(IMPATIENT):
+            with environment(IMPATIENT):
                 self._send()
             self._due = self._clock() + self._interval_s
         except MlflowException as error:
@@ -267,15 +268,3 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _reason(error: Exception) -> str:
     line = str(error).partition("\n")[0]
     return "no answer" if "failed with exception" in line else line[:200]
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)

@@ -178,3 +178,13 @@ def _started(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
 def test_serial_when_asked() -> None:
     with open_runner(ComputeConfig(workers=0)) as runner:
         assert isinstance(runner, SerialRunner)
+
+
+def test_dask_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets one thread for its workers in this process, where training then would use one too."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with open_runner(ComputeConfig(workers=1)) as runner:
+        (outcome,) = runner.map(os.getenv, ["OMP_NUM_THREADS"])
+    assert outcome.result == "1"
+    assert dict(os.environ) == before
