@@ -5,26 +5,22 @@ with one rename. The manifest lists what went in and every file that came out, s
 one file. The staging folder's name depends on the key alone: a killed training finds its own checkpoint.
 """
 
-import contextlib
-import errno
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from liverseg_core.durable import PART, lock, sync, writable, write_atomically
 from liverseg_core.errors import LiversegError
 
 MANIFEST = "manifest.json"
-PART = ".part"
 Facts = dict[str, Any]
 
 
@@ -102,7 +98,7 @@ def produce(store: Path, recipe: Recipe, make: Callable[[Path], Facts]) -> Artif
     if found is not None:
         return found
     staging = final.with_name(f".staging-{recipe.key}")
-    with writable(final.parent), _lock(staging.with_suffix(".lock")):
+    with writable(final.parent), lock(staging.with_suffix(".lock")):
         found = load(final)  # the process that held the lock may just have committed it
         if found is not None:
             return found
@@ -176,17 +172,6 @@ def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bo
     return (read_up_to is None or size <= read_up_to) and _sha256(path) != entry["sha256"]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")  # two runs may write one file at once
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def _manifest(recipe: Recipe, staging: Path, facts: Facts, seconds: float) -> dict[str, Any]:
     files = sorted(path for path in _files(staging) if path.name != MANIFEST)
     return {
@@ -214,52 +199,11 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _commit(staging: Path, final: Path) -> None:
     for path in [*_files(staging), *(folder for folder in staging.rglob("*") if folder.is_dir()), staging]:
-        _sync(path)
+        sync(path)
     if final.exists():  # no manifest, or we would not be here: the rest of something broken by hand
         shutil.rmtree(final)
     staging.rename(final)
-    _sync(final.parent)
-
-
-@contextlib.contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Make a folder of the store, and turn the operating system's refusals inside into coded errors.
-
-    Raises:
-        LiversegError: LS203, or LS701 when the disk is full.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise LiversegError(
-            "LS701" if full else "LS203",
-            f"cannot write to the store at {folder}: {error.strerror or error}",
-            "a folder that this user may write to, on a disk with free space",
-            "Free some space, correct the permissions or pass another --store; finished work is kept",
-        ) from error
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an artifact's lock; the kernel drops it when its holder dies, however it dies."""
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise LiversegError(
-                "LS601",
-                f"{path.stem.removeprefix('.staging-')} is being made by another run ({file.read().strip()})",
-                "one run per artifact at a time",
-                "Wait for it to end, or stop it, then run the same command again",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
-        path.unlink(missing_ok=True)
+    sync(final.parent)
 
 
 def _files(folder: Path) -> Sequence[Path]:
@@ -269,14 +213,6 @@ def _files(folder: Path) -> Sequence[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:

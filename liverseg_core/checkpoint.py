@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_core.artifact import write_atomically
+from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
 
 KEEP = 2

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_core.artifact import Facts, write_atomically
+from liverseg_core.artifact import Facts
 from liverseg_core.config import EvaluateConfig, IngestConfig
+from liverseg_core.durable import write_atomically
 from liverseg_core.ingest import label_planes, plan_target
 from liverseg_core.measures import GROUPS, CaseScore, score_case, summarise
 from liverseg_core.model import INFERENCE, Model

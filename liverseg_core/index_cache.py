@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.artifact import write_atomically
+from liverseg_core.durable import write_atomically
 from liverseg_core.files import File
 from liverseg_core.remote import RemoteFile
 

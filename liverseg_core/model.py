@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
-from liverseg_core.artifact import write_atomically
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
+from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
 from liverseg_core.networks import build_network
 from liverseg_core.store import CLASSES

@@ -5,7 +5,6 @@ size: a tar with one more case is the old tar and that case.
 """
 
 import contextlib
-import errno
 import gzip
 import io
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_core.arrays import Affine, Image, Label, Shape
+from liverseg_core.durable import is_disk_full
 from liverseg_core.errors import LiversegError
 from liverseg_core.phantom_case import phantom_case
 
@@ -82,9 +82,8 @@ def write_phantom_tar(path: Path, spec: PhantomSpec, progress: Callable[[str], N
             _write_members(tar, spec, progress)
         temporary.replace(path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise LiversegError(
-            "LS701" if full else "LS223",
+            "LS701" if is_disk_full(error) else "LS223",
             f"cannot write {path}: {error.strerror or error}",
             "a path that this user may write to, on a disk with free space",
             "Free some space, or name another file",

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.artifact import Artifact, Recipe, digest_json, produce, writable, write_atomically
+from liverseg_core.artifact import Artifact, Recipe, digest_json, produce
 from liverseg_core.config import SplitConfig
+from liverseg_core.durable import writable, write_atomically
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import CaseRecord
 from liverseg_core.stages import SPLIT

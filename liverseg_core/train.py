@@ -23,7 +23,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
-from liverseg_core.artifact import Facts, write_atomically
+from liverseg_core.artifact import Facts
 from liverseg_core.checkpoint import (
     Checkpoint,
     load_latest,
@@ -32,6 +32,7 @@ from liverseg_core.checkpoint import (
     save_checkpoint,
 )
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
+from liverseg_core.durable import write_atomically
 from liverseg_core.errors import Interrupted, LiversegError
 from liverseg_core.model import SPEC, ModelSpec, pick_device, save_model
 from liverseg_core.networks import build_network

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from liverseg_core.artifact import Artifact, load, writable, write_atomically
+from liverseg_core.artifact import Artifact, load
 from liverseg_core.data_report import CaseRow, describe
+from liverseg_core.durable import writable, write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome

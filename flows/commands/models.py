@@ -1,7 +1,6 @@
 """Verbs that use models: predict, score, and what the registry holds."""
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from flows.commands.options import Config, Device, Json, Store, print_json
 from flows.console import DATA, dice_table, plain_table, say, watching
 from liverseg_core.config import Settings
+from liverseg_core.durable import is_disk_full
 from liverseg_core.errors import LiversegError
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
@@ -140,7 +140,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        code = "LS701" if error.errno == errno.ENOSPC else "LS208"
+        code = "LS701" if is_disk_full(error) else "LS208"
         what, allowed = f"cannot write {path}: {error.strerror}", "a place that this user may write to"
         raise LiversegError(code, what, allowed, "Choose another --out, or free some space") from error
     finally:

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from liverseg_core import artifact
-from liverseg_core.artifact import Artifact, Recipe, Stage, load, produce, verify, write_atomically
+from liverseg_core.artifact import Artifact, Recipe, Stage, load, produce, verify
+from liverseg_core.durable import write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
 
 PLAIN = Stage("plain", "plains", version=1)
@@ -135,7 +136,8 @@ def test_a_crash_at_any_commit_point(
 MAKER = """
 import sys, time
 from pathlib import Path
-from liverseg_core.artifact import Recipe, Stage, produce, write_atomically
+from liverseg_core.artifact import Recipe, Stage, produce
+from liverseg_core.durable import write_atomically
 def make(folder):
     print("making", flush=True)
     for i in range(40):
@@ -192,7 +194,7 @@ def test_two_processes_never_make_the_same(tmp_path: Path) -> None:
 WRITER = """
 import json, sys
 from pathlib import Path
-from liverseg_core.artifact import write_atomically
+from liverseg_core.durable import write_atomically
 for i in range(150):
     write_atomically(Path(sys.argv[1]), json.dumps([sys.argv[2]] * (i * 50)).encode())
 """
