@@ -110,16 +110,6 @@ def survey_case(case: CaseSource, config: IngestConfig) -> Facts:
     return _facts(case, image.header, target, fingerprint, survey)
 
 
-def read_case(case: CaseSource) -> tuple[Volume, Volume | None]:
-    """Read a case's scan and label, checked against each other.
-
-    Raises:
-        LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
-    """
-    image, label = open_scans(case)
-    return image.whole(), label.whole() if label else None
-
-
 def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
     """Where a scan with this header ends up under this config."""
     orientation = canonical_orientation(header.affine)

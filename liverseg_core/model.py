@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
+from liverseg_core.artifact import load, verify
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
@@ -67,8 +68,11 @@ def load_model(folder: Path, device: str = "auto") -> Model:
         device: A torch device, or `auto` for a GPU where there is one.
 
     Raises:
-        LiversegError: LS521 when a file is missing; LS522 when one is damaged or does not fit the other.
+        LiversegError: LS501 or LS502 when the folder is an artifact and not as it was made; LS521 when a file
+            is missing; LS522 when one is damaged or does not fit the other.
     """
+    if artifact := load(folder):  # safetensors know no checksum: a flipped bit would be another weight
+        verify(artifact)
     try:
         spec = ModelSpec.model_validate_json((folder / SPEC).read_bytes())
         recorded = folder / INFERENCE

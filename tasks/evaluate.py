@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, load, produce, verify
+from liverseg_core.artifact import Facts, Recipe, produce
 from liverseg_core.stages import EVALUATE, INGEST, TRAIN
 from tasks.context import Context, Record
 from tasks.stage import stage_task
@@ -23,11 +23,7 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
         from liverseg_core.evaluate import evaluate as score
         from liverseg_core.model import load_model
 
-        folder = context.store / TRAIN.folder / model["key"]
-        trained = load(folder)
-        if trained:
-            verify(trained)
-        network = load_model(folder, settings.compute.device)
+        network = load_model(context.store / TRAIN.folder / model["key"], settings.compute.device)
         cases = {case["case"]: context.store / INGEST.folder / case["key"] for case in validation}
         progress = functools.partial(context.report.progress, "evaluate")
         return score(network, cases, settings.evaluate, staging, progress)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from liverseg_core.artifact import Facts, Recipe, produce
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference import load_model, predict_probabilities
 from liverseg_core.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
 from liverseg_core.networks import build_network
 from liverseg_core.predict import drop_small_lesions
+from liverseg_core.stages import TRAIN
 
 CPU = torch.device("cpu")
 
@@ -148,3 +150,20 @@ def test_small_lesions_become_liver() -> None:
     two_gone = drop_small_lesions(label, 0.049, spacing)
     assert (two_gone == 2).sum() == 64
     assert (two_gone > 0).all()
+
+
+def test_a_trained_model_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
+    """As an artifact it has a manifest; the weights alone would load as other weights."""
+    spec = make_spec()
+
+    def make(folder: Path) -> Facts:
+        save_model(folder, build_network(spec.network), spec)
+        return {}
+
+    folder = produce(tmp_path, Recipe(TRAIN, {}, {}), make).path
+    load_model(folder)
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(weights)
+    with pytest.raises(LiversegError, match=r"LS502.*model\.safetensors"):
+        load_model(folder)

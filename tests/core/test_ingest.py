@@ -22,8 +22,8 @@ from liverseg_core.ingest import (
     image_planes,
     ingest_case,
     label_planes,
+    open_scans,
     plan_target,
-    read_case,
     record,
 )
 from liverseg_core.source import CaseSource
@@ -248,7 +248,8 @@ def test_streaming_is_the_whole_volume_s_answer(build: SimpleNamespace, tmp_path
         interpolation=interpolation, label_interpolation="vote" if code[1] in "PS" else "nearest"
     )
     opened = open_case(ingest_case(case, config, tmp_path / "s").path)
-    whole_image, whole_label = read_case(case)
+    whole_image, whole_label = (scan and scan.whole() for scan in open_scans(case))
+    assert whole_image is not None
     target = plan_target(whole_image.header, config)
     assert target.grid.shape[2] == 147
     assert whole_label is not None
