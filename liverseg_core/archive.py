@@ -15,9 +15,9 @@ from typing import BinaryIO, cast
 
 from liverseg_core.errors import LiversegError
 from liverseg_core.files import File, file_size, read_range, stream_range, truncated
+from liverseg_core.inflate import GZIP
 from liverseg_core.nifti_header import parse_header
 
-GZIP = b"\x1f\x8b"
 END_BYTES = 1 << 14
 WINDOW = 1 << 16
 BEHIND = END_BYTES + tarfile.BLOCKSIZE
@@ -180,11 +180,11 @@ def _digest_of_ends(head: bytes, tail: bytes, size: int, name: str) -> str | Non
 
 
 def _trailer_covers_all(head: bytes, ends: bytes, name: str) -> bool:
-    """Whether the last gzip trailer counts every byte that the header promises: then its CRC covers them too.
+    """Whether a gzip's last trailer counts every byte that the header promises: then its CRC covers them too.
 
     False for plain files and for gzip of several members, whose last trailer speaks of the last one only.
     """
-    if head[:2] != GZIP or len(ends) < 18:
+    if len(ends) < 18:
         return False
     try:
         header = parse_header(zlib.decompressobj(31).decompress(head, 1024), name)

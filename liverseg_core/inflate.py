@@ -4,7 +4,7 @@ A gzip stream is checked as it is read: every member's CRC and length, and that 
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib, isal_zlib
@@ -93,14 +93,3 @@ def joined(pieces: Iterable[bytes]) -> io.BufferedReader:
 def is_gzip(file: io.BufferedReader) -> bool:
     """Whether a file at its start is gzip; takes nothing from it."""
     return file.peek(2)[:2] == GZIP
-
-
-def inflate(data: bytes, name: str) -> Iterator[bytes]:
-    """Inflate a gzip file piece by piece.
-
-    Raises:
-        LiversegError: LS311 when it is damaged, cut short or followed by anything but zeros.
-    """
-    content = Inflated([data], name)
-    while piece := content.read(1024):
-        yield piece

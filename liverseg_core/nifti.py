@@ -12,10 +12,8 @@ from jaxtyping import Shaped, UInt8
 
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
-from liverseg_core.inflate import GZIP, MAX_INFLATION, Inflated, inflate
+from liverseg_core.inflate import MAX_INFLATION, Inflated
 from liverseg_core.nifti_header import NiftiHeader, header_kind, parse_header
-
-__all__ = ["GZIP", "Scan", "Volume", "as_hu", "as_label", "decode", "inflate", "open_scan", "read_nifti"]
 
 HEADER_BYTES = 348
 NIFTI2_HEADER_BYTES = 540
