@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,16 +23,6 @@ class Report(Protocol):
         """A stage is done."""
 
 
-class Silent:
-    """A report that nobody reads."""
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Say nothing."""
-
-    def finished(self, stage: str, note: str, cached: bool) -> None:
-        """Say nothing."""
-
-
 @dataclass(frozen=True)
 class Context:
     """Passed from stage to stage; holds no voxels."""
@@ -40,7 +30,7 @@ class Context:
     settings: Settings
     open_runner: Callable[[], AbstractContextManager[Runner]]
     """Starts the workers; only called when there is a case to make."""
-    report: Report = field(default_factory=Silent)
+    report: Report
 
     @property
     def store(self) -> Path:
