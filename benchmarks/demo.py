@@ -7,8 +7,6 @@ writes benchmarks/results/demo.json. The phantom is written first; its time coun
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -17,6 +15,7 @@ import time
 from pathlib import Path
 
 import psutil
+from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
 LIVERSEG = str(Path(sys.executable).with_name("liverseg"))
@@ -57,14 +56,6 @@ def _memory_mb(process: psutil.Process) -> float:
     return total
 
 
-def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    memory = round(psutil.virtual_memory().total / 1e9)
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": memory, "python": platform.python_version()}
-
-
 def main() -> None:
     """Measure the demo in an empty folder, then the same command again with everything cached."""
     parser = argparse.ArgumentParser()
@@ -80,7 +71,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     result = {
-        "machine": machine(),
+        "machine": describe(),
         "data": "phantom, 64 training and 8 validation cases",
         "phantom": phantom,
         "run": first,

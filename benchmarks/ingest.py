@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from operator import truediv
 from pathlib import Path
 
-from demo import machine
 from isal import igzip
+from machine import describe
 
 from liverseg_core.artifact import Artifact
 from liverseg_core.config import IngestConfig
@@ -146,7 +146,7 @@ def main() -> None:
     finally:
         if arguments.data is None:
             shutil.rmtree(folder)
-    result = {"machine": machine(), "repeats": arguments.repeats, "cases": rows}
+    result = {"machine": describe(), "repeats": arguments.repeats, "cases": rows}
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
