@@ -103,17 +103,37 @@ class NetworkConfig(Section):
 
 
 class AugmentConfig(Section):
-    """torchio transforms, each with its probability."""
+    """What happens to a patch, each with its probability; in this order, as a scanner would have it."""
 
     affine_probability: Probability = 0.0
-    scales: PositiveFloat = 0.1
-    """Scale factors are drawn from 1 − scales to 1 + scales."""
+    """torchio's RandomAffine, around the patch's centre."""
+    scales: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Scale factors of each axis are drawn from 1 − scales to 1 + scales."""
     degrees: Annotated[float, Field(ge=0)] = 10.0
-    noise_probability: Probability = 0.0
-    noise_std: PositiveFloat = 0.1
-    """In units of the normalised intensity."""
+    label_interpolation: Literal["nearest", "vote"] = "nearest"
+    """Vote: the class with the largest linear weight, which leaves no steps on a border."""
+    flip_probability: Probability = 0.0
+    """Of each axis by itself. A flipped abdomen is nobody's."""
     gamma_probability: Probability = 0.0
     log_gamma: PositiveFloat = 0.3
+    brightness_probability: Probability = 0.0
+    brightness: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Intensities are multiplied by a factor from 1 − brightness to 1 + brightness; 0 is mid-window."""
+    contrast_probability: Probability = 0.0
+    contrast: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """As brightness, but about the patch's mean and within its range."""
+    blur_probability: Probability = 0.0
+    blur_sigma: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)] = (0.5, 1.0)
+    """Gaussian, in voxels, drawn for each axis."""
+    low_resolution_probability: Probability = 0.0
+    smallest_zoom: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Down to this share of the voxels along each axis and up again."""
+    noise_probability: Probability = 0.0
+    noise_std: PositiveFloat = 0.1
+    """The largest, in units of the normalised intensity."""
+    on: Literal["loader", "device"] = "loader"
+    """Device: the loader only reads, and the device that trains augments. The same patches but for rounding,
+    and other noise."""
 
 
 class TrainConfig(Section):
@@ -125,12 +145,16 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 2
     """Patches of a step, over all processes."""
     steps: PositiveInt = 26_250
-    class_mixture: tuple[Probability, Probability, Probability] = (0.2, 0.3, 0.5)
-    """How often a patch is drawn around background, liver, tumour."""
+    class_mixture: Annotated[tuple[Probability, ...], Field(min_length=3, max_length=5)] = (0.2, 0.3, 0.5)
+    """How often a patch is drawn around background, liver, tumour, any voxel of both, or anywhere at all."""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How far from the patch's centre the drawn voxel may lie, as a share of half a patch."""
     window_hu: Annotated[tuple[float, float], AfterValidator(_rising)] = (-200.0, 300.0)
     """Mapped linearly to (−1, 1), clipped outside."""
+    loader: Literal["stream", "queue"] = "stream"
+    """Queue: torchio's, for comparison. Slow, reads whole volumes, and starts a new epoch when resumed."""
+    queue_volume: Triple = (256, 256, 200)
+    """Cropped or padded to this before patches are drawn. queue."""
     loss: Literal["dice", "dice_ce", "bce"] = "dice_ce"
     batch_dice: bool = True
     """One Dice over all voxels of a step's patches; false: the mean of each patch's."""
