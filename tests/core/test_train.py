@@ -19,9 +19,11 @@ import yaml
 from liverseg_core.config import ComputeConfig, IngestConfig, Settings, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
 from liverseg_core.geometry import Grid
+from liverseg_core.losses import one_hot
 from liverseg_core.model import load_model
+from liverseg_core.optimisation import learning_rate
 from liverseg_core.store import CaseWriter
-from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, learning_rate, one_hot, train
+from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
 
 STEPS = 6
 FILES = {"model.safetensors", "model.json", HISTORY}
