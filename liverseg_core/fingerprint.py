@@ -17,9 +17,13 @@ from liverseg_core.resample import N_CLASSES
 BODY_HU = -500
 PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)
 LOWEST = np.iinfo(np.int16).min
+AT_A_TIME = 1 << 18
+"""Random priorities that are held together."""
 
 ImageSlab = Int16[np.ndarray, "z y x"]
 LabelSlab = UInt8[np.ndarray, "z y x"]
+Priorities = Float64[np.ndarray, " n"]
+Ranks = Int64[np.ndarray, " m"]
 
 
 class Fingerprint:
@@ -36,7 +40,7 @@ class Fingerprint:
         self.histogram: Int64[np.ndarray, "classes 65536"] = np.zeros((N_CLASSES, 65536), np.int64)
         self.boxes = np.tile(np.array([2**31 - 1, -1], np.int64), (N_CLASSES, 3, 1))
         self.digests: dict[int, bytes] = {}  # by slab, since slabs come from either end
-        self.samples: list[list[tuple[Float64[np.ndarray, " n"], Positions]]] = [[] for _ in range(N_CLASSES)]
+        self.samples: list[list[tuple[Priorities, Positions]]] = [[] for _ in range(N_CLASSES)]
 
     def add(self, start: int, image: ImageSlab, label: LabelSlab | None) -> None:
         """Take in the slab whose first plane is z = `start`."""
@@ -62,14 +66,12 @@ class Fingerprint:
             share = flat.size / np.prod(self.shape, dtype=np.int64)
             drawn = rng.integers(0, flat.size, int(np.ceil(2 * self.keep * share)))
             found = np.unique(drawn[flat[drawn] == 0])
-            priority = rng.random(len(found))
-            best = _lowest(priority, self.keep)
+            best, priority = _draw(rng, len(found), self.keep)
             z, y, x = np.unravel_index(found[best], label.shape)
         else:
-            priority = rng.random(up_to_row[-1])
-            best = _lowest(priority, self.keep)
+            best, priority = _draw(rng, int(up_to_row[-1]), self.keep)
             z, y, x = _nth_of_class(label, c, up_to_row, best)
-        self.samples[c].append((priority[best], np.stack([x, y, z + start], axis=1).astype(np.int32)))
+        self.samples[c].append((priority, np.stack([x, y, z + start], axis=1).astype(np.int32)))
 
     def positions(self) -> dict[int, Positions]:
         """Class → sampled voxel indices (x, y, z), sorted."""
@@ -102,7 +104,18 @@ class Fingerprint:
         }
 
 
-def _lowest(values: Float64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
+def _draw(rng: np.random.Generator, count: int, keep: int) -> tuple[Ranks, Priorities]:
+    """Give `count` voxels random priorities, some at a time; which have the lowest, and those."""
+    best, lowest = np.empty(0, np.int64), np.empty(0)
+    for start in range(0, count, AT_A_TIME):
+        priority = rng.random(min(AT_A_TIME, count - start))
+        likely = _lowest(priority, keep)
+        best, lowest = np.append(best, start + likely), np.append(lowest, priority[likely])
+    chosen = _lowest(lowest, keep)
+    return best[chosen], lowest[chosen]
+
+
+def _lowest(values: Priorities, count: int) -> Ranks:
     """Where the lowest of values between 0 and 1 are, in no order."""
     if count >= len(values):
         return np.arange(len(values))
