@@ -67,12 +67,12 @@ def train(job: TrainJob, staging: Path, log: Log) -> Facts:
         return _finish(staging, [_facts(staging)["steps"]])
     if processes > 1 and not joined():
         return launch(job.plain(staging), processes, _hear(job, log))
-    with join(job.compute.device) as world, stop_signal() as stopped:
-        run = _Run(job, staging, log, world, stopped)
-        with repeatable(world.device.type == "cpu" or job.compute.deterministic):
-            state = begin(job, staging / CHECKPOINTS, world.device, world.first)
-            _fit(run, state)
-        return _leave(run, state) if world.first else {}
+    with join(job.compute.device) as world:
+        state = begin(job, staging / CHECKPOINTS, world.device, world.first)
+        exact = world.device.type == "cpu" or job.compute.deterministic
+        with repeatable(exact), stop_signal() as stopped:
+            _fit(_Run(job, staging, log, world, stopped), state)
+        return _leave(job, staging, state) if world.first else {}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def _fit(run: _Run, state: State) -> None:
     forward = world.share(state.network)
     if run.job.compute.compile:
         forward = torch.compile(forward)  # type: ignore[assignment]
-    _write_history(run, state)
+    if world.first:  # only the lines up to the checkpoint: those after it will be written again
+        write_atomically(run.staging / HISTORY, "".join(state.history).encode())
     lap = Lap()
     batches = lap.waiting(_patches(run, state.step))
     loss_of = build_loss(config)
@@ -213,12 +214,6 @@ def _tell(run: _Run, state: State, values: Values, costs: Values) -> None:
         run.log(state.step, {**values, **costs})
 
 
-def _write_history(run: _Run, state: State) -> None:
-    """Only the lines up to the checkpoint; those after it will be written again."""
-    if run.world.first:
-        write_atomically(run.staging / HISTORY, "".join(state.history).encode())
-
-
 def _save(run: _Run, state: State) -> None:
     folder, totals = run.staging / CHECKPOINTS, run.world.sum(state.totals)
     if run.world.first:
@@ -226,13 +221,13 @@ def _save(run: _Run, state: State) -> None:
         run.job.saved(folder)
 
 
-def _leave(run: _Run, state: State) -> Facts:
+def _leave(job: TrainJob, staging: Path, state: State) -> Facts:
     """Write the model, then leave only files that are the same however often training was interrupted."""
-    if run.job.config.choose == "best" and run.job.validation:
-        state.chosen.load_state_dict(load_best(run.staging / CHECKPOINTS).state["weights"])
-    _write_history(run, state)
-    save_model(run.staging, state.chosen, _spec(run.job))
-    return _finish(run.staging, state.resumed_from)
+    if job.config.choose == "best" and job.validation:
+        state.chosen.load_state_dict(load_best(staging / CHECKPOINTS).state["weights"])
+    write_atomically(staging / HISTORY, "".join(state.history).encode())
+    save_model(staging, state.chosen, _spec(job))
+    return _finish(staging, state.resumed_from)
 
 
 def _finish(staging: Path, resumed_from: Sequence[int]) -> Facts:
