@@ -6,8 +6,6 @@ from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.planes import WIDE
 from liverseg_core.store import CHUNK
 
-PROCESS_BYTES = 300_000_000
-"""What a worker's process holds with every library loaded, idle."""
 SMALL_PARTS = 18_000_000
 """Chunks being packed, histograms, drawn positions, pieces of the packed file."""
 CONVERTED = 36

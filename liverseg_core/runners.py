@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import psutil  # type: ignore[import-untyped]
+
 from liverseg_core.errors import LiversegError
 
 Item = TypeVar("Item")
@@ -25,6 +27,11 @@ class Runner(Protocol):
     A LiversegError becomes that item's outcome; any other exception is a bug and ends the map.
     """
 
+    @property
+    def memory_per_task(self) -> int | None:
+        """Bytes that one item may take besides what its process holds; None where nobody knows."""
+        ...
+
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item]
     ) -> Iterator[Outcome[Item, Result]]:
@@ -34,6 +41,11 @@ class Runner(Protocol):
 
 class SerialRunner:
     """One item after the other, in this process."""
+
+    @property
+    def memory_per_task(self) -> int:
+        """What the machine has to give."""
+        return int(psutil.virtual_memory().available)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item]

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import psutil
 import pytest
+from isal import igzip
 
-from flows.runners import open_runner
+from flows.runners import PROCESS_BYTES, USABLE, DaskRunner, open_runner
 from liverseg_core.config import ComputeConfig, IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import ingest_case
 from liverseg_core.phantom import PhantomSpec, write_phantom_tar
 from liverseg_core.runners import Outcome, Runner, SerialRunner
-from liverseg_core.source import CaseSource, open_source
+from liverseg_core.source import CaseSource, Member, open_source
 from liverseg_core.store import open_case
 
 
@@ -133,6 +138,77 @@ def test_an_item_that_kills_its_worker_is_blamed_alone(dask: Runner, tmp_path: P
     assert outcomes[3].error.code == "LS702"
     assert outcomes[3].error.exit_code == 7
     assert all(outcomes[n].result == n * 2 for n in outcomes if n != 3)
+
+
+@pytest.fixture(scope="module")
+def small_workers() -> Iterator[DaskRunner]:
+    """Two workers with half a gigabyte each."""
+    from distributed import Client, LocalCluster
+
+    address = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=MEMORY, **address) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield DaskRunner(client)
+
+
+MEMORY = 500_000_000
+
+
+def test_a_giant_is_refused_and_the_others_finish(
+    small_workers: DaskRunner, cases: tuple[CaseSource, ...], tmp_path: Path
+) -> None:
+    """By name, with what it needs and what there is, before it takes anything: no worker dies."""
+    shape, affine = (400, 400, 500), np.diag([1.0, 1, 1, 1])[[0, 2, 1, 3]]  # stacked along y: held whole
+    giant = nib.Nifti1Image(np.zeros(shape, np.int16), affine)
+    path = tmp_path / "giant.nii.gz"
+    path.write_bytes(igzip.compress(giant.to_bytes(), 0, mtime=0))
+    huge = CaseSource("giant", Member(path, path.name, 0, path.stat().st_size, "digest"), None)
+    work = functools.partial(
+        ingest_case,
+        config=IngestConfig(spacing_mm=(4, 4, 4)),
+        store=tmp_path / "store",
+        memory_limit=small_workers.memory_per_task,
+    )
+    pids = small_workers.client.run(os.getpid)
+    outcomes = {outcome.item.case: outcome for outcome in small_workers.map(work, [huge, *cases])}
+    assert small_workers.client.run(os.getpid) == pids
+    error = outcomes.pop("giant").error
+    assert error
+    assert (error.code, error.exit_code) == ("LS703", 7)
+    assert re.search(r"giant needs 1[7-9]\d MB .* a task has 150 MB", error.what)
+    assert [case for case, outcome in sorted(outcomes.items()) if outcome.error] == [cases[2].case]
+    assert sum(outcome.result is not None for outcome in outcomes.values()) == 5
+
+
+def test_the_memory_of_a_task(small_workers: DaskRunner) -> None:
+    """The smallest worker's share; of this process, what the machine has."""
+    assert small_workers.memory_per_task == int(MEMORY * USABLE) - PROCESS_BYTES
+    available = psutil.virtual_memory().available
+    assert SerialRunner().memory_per_task == pytest.approx(available, rel=0.3)
+    with open_runner(ComputeConfig(workers=1)) as runner:
+        assert runner.memory_per_task
+        assert runner.memory_per_task > MEMORY
+
+
+def test_a_share_for_each_thread(free_port: Callable[[], int]) -> None:
+    """Two threads share a worker's memory, and a worker without a limit says nothing."""
+    module, quiet = [sys.executable, "-m"], ["--host", "127.0.0.1", "--no-dashboard"]
+    address = f"tcp://127.0.0.1:{free_port()}"
+    worker = [*module, "distributed.cli.dask_worker", address, "--no-nanny", *quiet]
+    commands = (
+        [*module, "distributed.cli.dask_scheduler", "--port", address.rpartition(":")[2], *quiet],
+        [*worker, "--nthreads", "2", "--memory-limit", "2GB"],
+        [*worker, "--nthreads", "1", "--memory-limit", "0"],
+    )
+    with contextlib.ExitStack() as stack:
+        for command in commands:
+            stack.enter_context(_started(command))
+        with open_runner(ComputeConfig(dask=address)) as runner:
+            assert isinstance(runner, DaskRunner)
+            runner.client.wait_for_workers(2, timeout=60)
+            assert runner.memory_per_task == (2 * 10**9 * USABLE - PROCESS_BYTES) // 2
 
 
 def test_no_scheduler(tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
