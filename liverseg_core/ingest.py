@@ -12,7 +12,7 @@ from isal import igzip
 from jaxtyping import Shaped
 from nibabel.orientations import aff2axcodes
 
-from liverseg_core.artifact import Artifact, Facts, Recipe, produce
+from liverseg_core.artifact import Artifact, Facts, Recipe
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.fingerprint import Fingerprint
@@ -27,6 +27,7 @@ from liverseg_core.inflate import PIECE, is_gzip, joined
 from liverseg_core.label_survey import LabelSurvey
 from liverseg_core.nifti import Scan, Volume, as_classes, as_hu, open_scan
 from liverseg_core.nifti_header import NiftiHeader
+from liverseg_core.produce import Store, produce
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource, Member
 from liverseg_core.stages import INGEST
@@ -59,13 +60,12 @@ class CaseRecord:
     """Equal for two cases of equal voxels."""
 
 
-def record(artifact: Artifact) -> CaseRecord:
+def record(key: str, facts: Facts) -> CaseRecord:
     """The record of a stored case."""
-    facts = artifact.facts
     fingerprint = facts["fingerprint"]
     return CaseRecord(
         case=facts["case"],
-        key=artifact.key,
+        key=key,
         labelled=facts["labelled"],
         tumour=fingerprint["voxels"][2] > 0,
         flagged=bool(facts["flags"]),
@@ -82,7 +82,7 @@ def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
     return Recipe(INGEST, config.canonical(), inputs)
 
 
-def ingest_case(case: CaseSource, config: IngestConfig, store: Path) -> Artifact:
+def ingest_case(case: CaseSource, config: IngestConfig, store: Store) -> Artifact:
     """Store one case, unless it is stored already.
 
     Raises:
