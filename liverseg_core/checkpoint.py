@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a checksum in front, one rename, the last two kept."""
+"""Checkpoints that are whole or not there: a checksum in front, one rename, the last two and the best."""
 
 import hashlib
 import io
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from liverseg_core.durable import write_atomically
+from liverseg_core.durable import PART, write_atomically
 from liverseg_core.errors import LiversegError
 
 KEEP = 2
+BEST = "best.pt"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -40,16 +41,39 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Later ones are dropped too: only damaged ones can be there when training passes through this step again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save((checkpoint.step, checkpoint.data_key, dict(checkpoint.state)), buffer)
-    payload = buffer.getvalue()
+    for part in folder.glob(f".*{PART}"):  # of a process that was killed while it saved
+        part.unlink()
     path = folder / f"step-{checkpoint.step:09d}.pt"
-    write_atomically(path, hashlib.sha256(payload).digest() + payload)
+    _write(path, checkpoint)
     kept = [old for old in _stored(folder) if old.name <= path.name][-KEEP:]
     for old in _stored(folder):
         if old not in kept:
             old.unlink()
     return path
+
+
+def save_best(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the best checkpoint over the one that was the best before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / BEST, checkpoint)
+
+
+def load_best(folder: Path) -> Checkpoint:
+    """Read the best checkpoint.
+
+    Raises:
+        LiversegError: LS533 when it is missing or damaged.
+    """
+    path = folder / BEST
+    checkpoint = _read(path) if path.exists() else None
+    if checkpoint is None:
+        raise LiversegError(
+            "LS533",
+            f"{path}, the best checkpoint, is {'damaged' if path.exists() else 'missing'}",
+            "the file as training wrote it",
+            f"Delete the folder {folder} to train from the start, or set train.choose to last",
+        )
+    return checkpoint
 
 
 def load_latest(folder: Path, data_key: str, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -106,6 +130,13 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])
+
+
+def _write(path: Path, checkpoint: Checkpoint) -> None:
+    buffer = io.BytesIO()
+    torch.save((checkpoint.step, checkpoint.data_key, dict(checkpoint.state)), buffer)
+    payload = buffer.getvalue()
+    write_atomically(path, hashlib.sha256(payload).digest() + payload)
 
 
 def _stored(folder: Path) -> list[Path]:

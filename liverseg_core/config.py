@@ -4,7 +4,7 @@ A core function gets only its own section, and that section is exactly what its 
 what MLflow records. What changes speed but never results (workers, device) lives in `compute` alone.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -69,27 +70,70 @@ class SplitConfig(Section):
 
 
 class NetworkConfig(Section):
-    """A MONAI network by name."""
+    """A network by name. What a network does not know keeps its default, or the settings are refused."""
 
-    name: Literal["unet"] = "unet"
+    name: Literal["unet", "ahnet", "resenc"] = "unet"
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128)
-    """Features of each level; each level below the first halves every axis."""
-    residual_units: Annotated[int, Field(ge=0)] = 1
+    """Features of each level; each level below the first halves every axis. unet, resenc."""
     norm: Literal["instance", "batch"] = "instance"
+    """unet, resenc; ahnet has batch norm."""
+    residual_units: Annotated[int, Field(ge=0)] = 1
+    """Residual units a level; 0: plain convolutions. unet."""
+    blocks: tuple[PositiveInt, ...] | None = None
+    """Residual blocks of each level. resenc: 1, 3, 4, then 6 a level; ahnet: its four are 3, 4, 6, 3."""
+    psp_blocks: Annotated[int, Field(ge=0, le=4)] = 2
+    """Pyramid pooling at so many scales: each doubles what x and y of a patch must divide by. ahnet."""
+    upsample: Literal["transpose", "trilinear", "nearest"] = "transpose"
+    """Only transpose is deterministic on a GPU. ahnet."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = {
+            "unet": {"channels", "norm", "residual_units"},
+            "ahnet": {"blocks", "psp_blocks", "upsample"},
+            "resenc": {"channels", "norm", "blocks"},
+        }[self.name]
+        for name, field in type(self).model_fields.items():
+            if name not in {"name", *known} and getattr(self, name) != field.default:
+                raise ValueError(f"no {name} with {self.name}, which knows {', '.join(sorted(known))}")
+        levels = 4 if self.name == "ahnet" else len(self.channels)
+        if self.blocks is not None and len(self.blocks) != levels:
+            raise ValueError(f"blocks for each of the {levels} levels of {self.name}")
+        return self
 
 
 class AugmentConfig(Section):
-    """torchio transforms, each with its probability."""
+    """What happens to a patch, each with its probability; in this order, as a scanner would have it."""
 
     affine_probability: Probability = 0.0
-    scales: PositiveFloat = 0.1
-    """Scale factors are drawn from 1 − scales to 1 + scales."""
+    """torchio's RandomAffine, around the patch's centre."""
+    scales: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Scale factors of each axis are drawn from 1 − scales to 1 + scales."""
     degrees: Annotated[float, Field(ge=0)] = 10.0
-    noise_probability: Probability = 0.0
-    noise_std: PositiveFloat = 0.1
-    """In units of the normalised intensity."""
+    label_interpolation: Literal["nearest", "vote"] = "nearest"
+    """Vote: the class with the largest linear weight, which leaves no steps on a border."""
+    flip_probability: Probability = 0.0
+    """Of each axis by itself. A flipped abdomen is nobody's."""
     gamma_probability: Probability = 0.0
     log_gamma: PositiveFloat = 0.3
+    brightness_probability: Probability = 0.0
+    brightness: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Intensities are multiplied by a factor from 1 − brightness to 1 + brightness; 0 is mid-window."""
+    contrast_probability: Probability = 0.0
+    contrast: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """As brightness, but about the patch's mean and within its range."""
+    blur_probability: Probability = 0.0
+    blur_sigma: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)] = (0.5, 1.0)
+    """Gaussian, in voxels, drawn for each axis."""
+    low_resolution_probability: Probability = 0.0
+    smallest_zoom: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Down to this share of the voxels along each axis and up again."""
+    noise_probability: Probability = 0.0
+    noise_std: PositiveFloat = 0.1
+    """The largest, in units of the normalised intensity."""
+    on: Literal["loader", "device"] = "loader"
+    """Device: the loader only reads, and the device that trains augments. The same patches but for rounding,
+    and other noise."""
 
 
 class TrainConfig(Section):
@@ -99,24 +143,54 @@ class TrainConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     patch_size: Triple = (96, 96, 96)
     batch_size: PositiveInt = 2
+    """Patches of a step, over all processes."""
     steps: PositiveInt = 26_250
-    class_mixture: tuple[Probability, Probability, Probability] = (0.2, 0.3, 0.5)
-    """How often a patch is drawn around background, liver, tumour."""
+    class_mixture: Annotated[tuple[Probability, ...], Field(min_length=3, max_length=5)] = (0.2, 0.3, 0.5)
+    """How often a patch is drawn around background, liver, tumour, any voxel of both, or anywhere at all."""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How far from the patch's centre the drawn voxel may lie, as a share of half a patch."""
     window_hu: Annotated[tuple[float, float], AfterValidator(_rising)] = (-200.0, 300.0)
     """Mapped linearly to (−1, 1), clipped outside."""
-    loss: Literal["dice_ce", "bce"] = "dice_ce"
-    optimiser: Literal["adam", "adamw"] = "adamw"
+    loader: Literal["stream", "queue"] = "stream"
+    """Queue: torchio's, for comparison. Slow, reads whole volumes, and starts a new epoch when resumed."""
+    queue_volume: Triple = (256, 256, 200)
+    """Cropped or padded to this before patches are drawn. queue."""
+    loss: Literal["dice", "dice_ce", "bce"] = "dice_ce"
+    batch_dice: bool = True
+    """One Dice over all voxels of a step's patches; false: the mean of each patch's."""
+    optimiser: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Nesterov's, of sgd."""
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises from nothing to its full value."""
     gradient_clip: PositiveFloat | None = 12.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: PositiveInt = 1
+    """Parts that a step's batch is computed in, one after another; batch norm and Dice see one part."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which then is what is validated and becomes the model."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations during training; 0: none."""
+    validate_cases: PositiveInt = 4
+    """So many of the validation cases take part in them."""
+    patience: PositiveInt | None = None
+    """Training ends after so many validations without a better one."""
+    choose: Literal["last", "best"] = "last"
+    """Which weights become the model: the last, or those with the best validation."""
     checkpoint_every: PositiveInt = 100
     log_every: PositiveInt = 10
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch_size that accumulate = {self.accumulate} divides")
+        if not self.validate_every and (self.patience or self.choose == "best"):
+            raise ValueError("validate_every above 0 with patience or choose: best")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -150,6 +224,12 @@ class ComputeConfig(Section):
     dask: str | None = None
     """Address of a running Dask scheduler."""
     device: str = "auto"
+    processes: PositiveInt = 1
+    """Processes that share each step's batch in training, one GPU each."""
+    compile: bool = False
+    """torch.compile the network; results agree to rounding."""
+    deterministic: bool = False
+    """Deterministic kernels on the GPU too, where there are any; on the CPU they always are."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     resident_mb: Annotated[int, Field(ge=0)] = 2048
     """Training cases that fit in this much memory together are read once."""

@@ -17,9 +17,13 @@ from liverseg_core.resample import N_CLASSES
 BODY_HU = -500
 PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)
 LOWEST = np.iinfo(np.int16).min
+AT_A_TIME = 1 << 18
+"""Random priorities that are held together."""
 
 ImageSlab = Int16[np.ndarray, "z y x"]
 LabelSlab = UInt8[np.ndarray, "z y x"]
+Priorities = Float64[np.ndarray, " n"]
+Ranks = Int64[np.ndarray, " m"]
 
 
 class Fingerprint:
@@ -36,33 +40,38 @@ class Fingerprint:
         self.histogram: Int64[np.ndarray, "classes 65536"] = np.zeros((N_CLASSES, 65536), np.int64)
         self.boxes = np.tile(np.array([2**31 - 1, -1], np.int64), (N_CLASSES, 3, 1))
         self.digests: dict[int, bytes] = {}  # by slab, since slabs come from either end
-        self.samples: list[list[tuple[Float64[np.ndarray, " n"], Positions]]] = [[] for _ in range(N_CLASSES)]
+        self.samples: list[list[tuple[Priorities, Positions]]] = [[] for _ in range(N_CLASSES)]
 
     def add(self, start: int, image: ImageSlab, label: LabelSlab | None) -> None:
         """Take in the slab whose first plane is z = `start`."""
         if label is None:
             label = np.zeros(image.shape, np.uint8)
-        before = self.histogram.sum(axis=1)
-        _tally(image, label, start, self.histogram, self.boxes)
         self.digests[start] = hashlib.sha256(image[:: max(1, len(image) // 4)].tobytes()).digest()
         rng = np.random.default_rng([start, *self.shape])
-        for c, count in enumerate(self.histogram.sum(axis=1) - before):
-            if count:
-                self._sample(c, start, label, rng)
+        for c, in_rows in enumerate(_tally(image, label, start, self.histogram, self.boxes)):
+            if in_rows.any():
+                self._sample(c, start, label, in_rows.cumsum(), rng)
 
-    def _sample(self, c: int, start: int, label: LabelSlab, rng: np.random.Generator) -> None:
+    def _sample(
+        self,
+        c: int,
+        start: int,
+        label: LabelSlab,
+        up_to_row: Int64[np.ndarray, " r"],
+        rng: np.random.Generator,
+    ) -> None:
         """Give voxels random priorities and keep the lowest: a uniform sample whatever the slabs."""
-        flat = label.reshape(-1)
-        if c == 0:  # nearly every voxel: draw candidates instead of listing them all
+        if c == 0:  # nearly every voxel: draw candidates instead of one number for each
+            flat = label.reshape(-1)
             share = flat.size / np.prod(self.shape, dtype=np.int64)
             drawn = rng.integers(0, flat.size, int(np.ceil(2 * self.keep * share)))
             found = np.unique(drawn[flat[drawn] == 0])
+            best, priority = _draw(rng, len(found), self.keep)
+            z, y, x = np.unravel_index(found[best], label.shape)
         else:
-            found = np.flatnonzero(flat == c)
-        priority = rng.random(len(found))
-        best = _lowest(priority, self.keep)
-        z, y, x = np.unravel_index(found[best], label.shape)
-        self.samples[c].append((priority[best], np.stack([x, y, z + start], axis=1).astype(np.int32)))
+            best, priority = _draw(rng, int(up_to_row[-1]), self.keep)
+            z, y, x = _nth_of_class(label, c, up_to_row, best)
+        self.samples[c].append((priority, np.stack([x, y, z + start], axis=1).astype(np.int32)))
 
     def positions(self) -> dict[int, Positions]:
         """Class → sampled voxel indices (x, y, z), sorted."""
@@ -95,9 +104,25 @@ class Fingerprint:
         }
 
 
-def _lowest(values: Float64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
-    """Where the lowest values are, in no order."""
-    return np.argpartition(values, count)[:count] if count < len(values) else np.arange(len(values))
+def _draw(rng: np.random.Generator, count: int, keep: int) -> tuple[Ranks, Priorities]:
+    """Give `count` voxels random priorities, some at a time; which have the lowest, and those."""
+    best, lowest = np.empty(0, np.int64), np.empty(0)
+    for start in range(0, count, AT_A_TIME):
+        priority = rng.random(min(AT_A_TIME, count - start))
+        likely = _lowest(priority, keep)
+        best, lowest = np.append(best, start + likely), np.append(lowest, priority[likely])
+    chosen = _lowest(lowest, keep)
+    return best[chosen], lowest[chosen]
+
+
+def _lowest(values: Priorities, count: int) -> Ranks:
+    """Where the lowest of values between 0 and 1 are, in no order."""
+    if count >= len(values):
+        return np.arange(len(values))
+    likely = np.flatnonzero(values < 2 * count / len(values))  # of uniform values; a few instead of millions
+    if len(likely) < count:
+        likely = np.arange(len(values))
+    return likely[np.argpartition(values[likely], count - 1)[:count]]
 
 
 def _intensity(histogram: Int64[np.ndarray, " 65536"]) -> dict[str, Any] | None:
@@ -117,12 +142,52 @@ def _intensity(histogram: Int64[np.ndarray, " 65536"]) -> dict[str, Any] | None:
 
 @numba.njit(cache=True, nogil=True)
 def _tally(image, label, start, histogram, boxes):  # type: ignore[no-untyped-def]  # numba infers
-    for k in range(image.shape[0]):
-        for j in range(image.shape[1]):
-            for i in range(image.shape[2]):
-                c = label[k, j, i]
-                histogram[c, np.int64(image[k, j, i]) + 32768] += 1
-                if c:
-                    for axis, at in enumerate((i, j, k + start)):
-                        boxes[c, axis, 0] = min(boxes[c, axis, 0], at)
-                        boxes[c, axis, 1] = max(boxes[c, axis, 1], at)
+    """Fill the histogram and the boxes; returns how many voxels of each class each row holds."""
+    planes, rows, columns = image.shape
+    counts = np.empty((N_CLASSES, planes * rows), np.int64)
+    for k in range(planes):
+        for j in range(rows):
+            values, classes = image[k, j], label[k, j]
+            liver, tumour = 0, 0
+            for i in range(columns):
+                liver += classes[i] == 1
+                tumour += classes[i] == 2
+            in_row = counts[:, k * rows + j]
+            in_row[0], in_row[1], in_row[2] = columns - liver - tumour, liver, tumour
+            if liver + tumour == 0:
+                for i in range(columns):
+                    histogram[0, np.int64(values[i]) + 32768] += 1
+                continue
+            for i in range(columns):
+                histogram[classes[i], np.int64(values[i]) + 32768] += 1
+            for c in range(1, N_CLASSES):
+                if in_row[c]:
+                    first, last = 0, columns - 1
+                    while classes[first] != c:
+                        first += 1
+                    while classes[last] != c:
+                        last -= 1
+                    for axis, (low, high) in enumerate(((first, last), (j, j), (k + start, k + start))):
+                        boxes[c, axis, 0] = min(boxes[c, axis, 0], low)
+                        boxes[c, axis, 1] = max(boxes[c, axis, 1], high)
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _nth_of_class(label, c, up_to_row, ranks):  # type: ignore[no-untyped-def]
+    """Where (z, y, x) some voxels of a class lie, each named by its rank among them in the slab's order.
+
+    `up_to_row` counts the voxels of the class up to the end of each row.
+    """
+    rows = label.shape[1]
+    found = np.empty((3, ranks.size), np.int64)
+    for n in range(ranks.size):
+        row = np.searchsorted(up_to_row, ranks[n], side="right")
+        k, j = row // rows, row % rows
+        left = ranks[n] - (up_to_row[row - 1] if row else 0)
+        i = 0
+        while left or label[k, j, i] != c:
+            left -= label[k, j, i] == c
+            i += 1
+        found[0, n], found[1, n], found[2, n] = k, j, i
+    return found

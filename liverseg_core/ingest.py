@@ -25,9 +25,12 @@ from liverseg_core.geometry import (
 )
 from liverseg_core.inflate import PIECE, is_gzip, joined
 from liverseg_core.label_survey import LabelSurvey
+from liverseg_core.memory import check_memory, ingest_bytes
 from liverseg_core.nifti import Scan, Volume, as_classes, as_hu, open_scan
 from liverseg_core.nifti_header import NiftiHeader
+from liverseg_core.planes import stored_planes
 from liverseg_core.produce import Store, produce
+from liverseg_core.remote import AHEAD, RemoteFile
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource, Member
 from liverseg_core.stages import INGEST
@@ -82,28 +85,37 @@ def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
     return Recipe(INGEST, config.canonical(), inputs)
 
 
-def ingest_case(case: CaseSource, config: IngestConfig, store: Store) -> Artifact:
+def ingest_case(
+    case: CaseSource, config: IngestConfig, store: Store, memory_limit: int | None = None
+) -> Artifact:
     """Store one case, unless it is stored already.
+
+    Args:
+        case: What to store.
+        config: How.
+        store: Where.
+        memory_limit: Bytes that there are for it besides the process's own; None: nobody knows.
 
     Raises:
         LiversegError: LS303 and LS311 to LS321 for a scan or label that can't be used; LS203, LS601 and LS701
             for the store; LS703 when there is too little memory.
     """
     try:
-        return produce(store, case_recipe(case, config), lambda folder: _write(case, config, folder))
+        return produce(
+            store, case_recipe(case, config), lambda folder: _write(case, config, folder, memory_limit)
+        )
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or leave the case out"
         raise LiversegError("LS703", f"too little memory for {case.case}", allowed, remedy) from None
 
 
-def survey_case(case: CaseSource, config: IngestConfig) -> Facts:
+def survey_case(case: CaseSource, config: IngestConfig, memory_limit: int | None = None) -> Facts:
     """The facts that ingest would store of a case; nothing is written.
 
     Raises:
         LiversegError: As `ingest_case`, but for the store's codes.
     """
-    image, label = open_scans(case)
-    target = plan_target(image.header, config)
+    image, label, target = _opened(case, config, memory_limit)
     survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
     for slab in case_slabs(image, label, target, config, survey):
         fingerprint.add(*slab)
@@ -117,6 +129,17 @@ def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
     x, y, z = (value * config.shrink for value in source.spacing_mm)
     grid = resampled_grid(source, config.spacing_mm or (x, y, z))
     return Target(orientation, source, grid, config.interpolation)
+
+
+def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Target) -> int:
+    """Most bytes that ingesting the case holds at a time (see `liverseg_core.memory`)."""
+    members = filter(None, (case.image, case.label))
+    remote = (member for member in members if isinstance(member.path, RemoteFile))
+    ahead = sum(min(member.size, 2 * AHEAD) for member in remote)  # the piece in use, and the next
+    taps = 4 if target.interpolation == "cubic" else 2
+    label_header = label.header if label else None
+    shape, axes = target.grid.shape, target.orientation.axes
+    return ahead + ingest_bytes(image.header, label_header, shape, axes, taps)
 
 
 def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
@@ -136,9 +159,8 @@ def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndar
     return (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
 
 
-def _write(case: CaseSource, config: IngestConfig, folder: Path) -> Facts:
-    image, label = open_scans(case, folder / NATIVE_LABEL)
-    target = plan_target(image.header, config)
+def _write(case: CaseSource, config: IngestConfig, folder: Path, memory_limit: int | None) -> Facts:
+    image, label, target = _opened(case, config, memory_limit, folder / NATIVE_LABEL)
     writer = CaseWriter(folder, target.grid, labelled=label is not None)
     survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
     for slab in case_slabs(image, label, target, config, survey):
@@ -153,13 +175,14 @@ def case_slabs(
     image: Scan, label: Scan | None, target: Target, config: IngestConfig, survey: LabelSurvey
 ) -> Iterator[tuple[int, Any, Any]]:
     """The case's slabs as they fill: first plane, HU and classes; the label as stored passes the survey."""
-    flips, depth = target.orientation.flips, target.grid.shape[2]
-    planes = (as_hu(image, plane) for plane in _stored_planes(image, target))
-    hu = resample_image(planes, target.source, target.grid, flips, config.interpolation)
+    axes, flips, depth = target.orientation.axes, target.orientation.flips, target.grid.shape[2]
+    hu = resample_image(
+        stored_planes(image, axes, as_hu), target.source, target.grid, flips, config.interpolation
+    )
     image_slabs = slabs(hu, depth, flips[2])
     label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
     if label:
-        classes = _surveyed((as_classes(label, plane) for plane in _stored_planes(label, target)), survey)
+        classes = _surveyed(stored_planes(label, axes, as_classes), survey)
         voted = resample_label(classes, target.source, target.grid, config.label_interpolation, flips)
         label_slabs = slabs(voted, depth, flips[2])
     for (start, image_slab), (_, label_slab) in zip(image_slabs, label_slabs, strict=True):
@@ -170,6 +193,16 @@ def _surveyed(planes: Iterable[Any], survey: LabelSurvey) -> Iterator[Any]:
     for plane in planes:
         survey.add(plane)
         yield plane
+
+
+def _opened(
+    case: CaseSource, config: IngestConfig, memory_limit: int | None, keep: Path | None = None
+) -> tuple[Scan, Scan | None, Target]:
+    """A case's scans, and where they go, once it is clear that there is memory for them."""
+    image, label = open_scans(case, keep)
+    target = plan_target(image.header, config)
+    check_memory(case.case, memory_needed(case, image, label, target), memory_limit)
+    return image, label, target
 
 
 def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
@@ -206,20 +239,6 @@ def _kept(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
         while piece := file.read(PIECE):  # cut anew: how they were cut must not show in the gzip
             kept.write(piece)
             yield piece
-
-
-def _stored_planes(scan: Scan, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """Planes with the axes canonical but not yet their directions, as they inflate.
-
-    Where the slices are not stacked along z, the volume is read whole.
-    """
-    axes = target.orientation.axes
-    if axes == (0, 1, 2):
-        return scan.slices()
-    if axes == (1, 0, 2):
-        return (np.ascontiguousarray(plane.T) for plane in scan.slices())
-    stored = scan.whole().data.transpose(axes)
-    return (np.ascontiguousarray(stored[:, :, k].T) for k in range(stored.shape[2]))
 
 
 def _facts(

@@ -98,6 +98,24 @@ def load_model(folder: Path, device: str = "auto") -> Model:
     return Model(network.to(chosen).eval(), spec, chosen, inference)
 
 
+def load_weights(folder: Path, network: nn.Module, config: NetworkConfig) -> None:
+    """Give a network the weights of a model folder, to go on training from there.
+
+    Raises:
+        LiversegError: LS274 when that model is another network; what `load_model` raises.
+    """
+    model = load_model(folder, "cpu")
+    if model.spec.network != config:
+        differing = [name for name, value in config if getattr(model.spec.network, name) != value]
+        raise LiversegError(
+            "LS274",
+            f"the model in {folder} is another network (its {', '.join(differing)})",
+            f"a {config.name} of the same size as train.network says",
+            f"Set train.network to {json.dumps(model.spec.network.canonical())}, or start without that model",
+        )
+    network.load_state_dict(model.network.state_dict())
+
+
 def pick_device(name: str) -> torch.device:
     """The device of this name; `auto` is the GPU where there is one.
 

@@ -1,15 +1,26 @@
-"""Networks from MONAI by name, with weights that depend on the seed alone."""
+"""Networks by name, with weights that depend on the seed alone."""
+
+import math
 
 import torch
-from monai.networks.nets import UNet
+from monai.networks.nets import AHNet, UNet
 from torch import nn
 
+from liverseg_core.arrays import Shape
 from liverseg_core.config import NetworkConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.resenc import ResEncUNet
 from liverseg_core.store import CLASSES
+
+AHNET_BLOCKS = (3, 4, 6, 3)
+RESENC_BLOCKS = (1, 3, 4, 6)
+"""Levels below the last of these have as many blocks as it."""
 
 
 def build_network(config: NetworkConfig, seed: int = 0) -> nn.Module:
     """Build a network from one CT channel to one logit per class.
+
+    In training, networks with deep supervision give a list: full size first, each half the one before.
 
     Args:
         config: Which network, and its size.
@@ -22,13 +33,85 @@ def build_network(config: NetworkConfig, seed: int = 0) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        network: nn.Module = UNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=len(CLASSES),
-            channels=config.channels,
-            strides=(2,) * (len(config.channels) - 1),
-            num_res_units=config.residual_units,
-            norm=config.norm,
-        )
+        return _BUILDERS[config.name](config)
+
+
+def check_patch_size(config: NetworkConfig, patch_size: Shape, batch_size: int) -> None:
+    """Refuse patches that the network cannot take, before anything is read.
+
+    Args:
+        config: The network.
+        patch_size: Of training and inference windows, in voxels.
+        batch_size: Patches that go through the network at once.
+
+    Raises:
+        LiversegError: LS273.
+
+    Example:
+        >>> check_patch_size(NetworkConfig(name="ahnet", psp_blocks=2), (96, 96, 96), 2)
+    """
+    divisors, least = _grid(config)
+    fits = all(n % by == 0 and n >= low for n, by, low in zip(patch_size, divisors, least, strict=True))
+    # norms need more than one value a channel at the lowest level: of the whole batch, or of each patch
+    halvings = 5 if config.name == "ahnet" else len(config.channels) - 1
+    alone = config.name != "ahnet" and config.norm == "instance"
+    values = math.prod(n >> halvings for n in patch_size) * (1 if alone else batch_size)
+    if fits and values > 1:
+        return
+    allowed = f"x, y, z that divide by {divisors}"
+    if any(low > by for low, by in zip(least, divisors, strict=True)):
+        allowed += f", at least {least}"
+    if fits:
+        allowed += ", with more than one voxel left at the lowest level"
+    raise LiversegError(
+        "LS273",
+        f"train.patch_size {tuple(patch_size)} does not fit {config.name}",
+        allowed,
+        "Change train.patch_size" + (", or lower train.network.psp_blocks" * (config.name == "ahnet")),
+    )
+
+
+def _grid(config: NetworkConfig) -> tuple[Shape, Shape]:
+    """What each axis of a patch must divide by, and its least size."""
+    if config.name != "ahnet":
+        factor = 2 ** (len(config.channels) - 1)
+        return (factor,) * 3, (factor,) * 3
+    pooled = 2 ** (config.psp_blocks + 3) if config.psp_blocks else 1
+    if config.upsample == "transpose":
+        pooled = max(32, pooled)
+        return (pooled, pooled, 32), (pooled, pooled, 32)
+    return (32, 32, 32), (max(32, pooled), max(32, pooled), 32)
+
+
+def _unet(config: NetworkConfig) -> nn.Module:
+    network: nn.Module = UNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=len(CLASSES),
+        channels=config.channels,
+        strides=(2,) * (len(config.channels) - 1),
+        num_res_units=config.residual_units,
+        norm=config.norm,
+    )
     return network
+
+
+def _ahnet(config: NetworkConfig) -> nn.Module:
+    network: nn.Module = AHNet(
+        layers=config.blocks or AHNET_BLOCKS,
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=len(CLASSES),
+        psp_block_num=config.psp_blocks,
+        upsample_mode=config.upsample,
+    )
+    return network
+
+
+def _resenc(config: NetworkConfig) -> nn.Module:
+    missing = len(config.channels) - len(RESENC_BLOCKS)
+    blocks = RESENC_BLOCKS[: len(config.channels)] + RESENC_BLOCKS[-1:] * missing
+    return ResEncUNet(len(CLASSES), config.channels, config.blocks or blocks, config.norm)
+
+
+_BUILDERS = {"unet": _unet, "ahnet": _ahnet, "resenc": _resenc}

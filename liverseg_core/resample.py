@@ -6,7 +6,8 @@ through. Planes are indexed (y, x), contiguous along x. They may be stored again
 flip changes no bit of them.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numba
@@ -47,13 +48,13 @@ def resample_image(
     """
     if method == "cubic":
         x, y, z = all_taps(source, target, flips, cubic)
-        in_plane = (_cubic_2d(plane, x.arrays, y.arrays) for plane in planes)
-        for k, window in _windows(in_plane, z, flips[2]):
+        in_plane = functools.partial(_cubic_2d, along_x=x.arrays, along_y=y.arrays)
+        for k, window in _windows(planes, z, flips[2], in_plane):
             yield _mix_to_int16(window, z.weight[:, k])
         return
     x, y, z = all_taps(source, target, flips)
-    in_plane = (_linear_2d(plane, x.arrays, y.arrays) for plane in planes)
-    for k, (lower, upper) in _windows(in_plane, z, flips[2]):
+    in_plane = functools.partial(_linear_2d, along_x=x.arrays, along_y=y.arrays)
+    for k, (lower, upper) in _windows(planes, z, flips[2], in_plane):
         yield _blend_to_int16(lower, upper, z.weight[k])
 
 
@@ -74,10 +75,8 @@ def label_on_grid(probabilities: Probabilities, source: Grid, target: Grid) -> L
     label = np.empty(target.shape, np.uint8, order="F")
     x, y, z = all_taps(source, target, UPWARD)
     # (c, x, y, z) → per class an iterator over (y, x) planes; no class volume at target size exists
-    classes = [
-        _windows((_linear_2d(plane, x.arrays, y.arrays) for plane in _planes(volume)), z, falling=False)
-        for volume in probabilities
-    ]
+    in_plane = functools.partial(_linear_2d, along_x=x.arrays, along_y=y.arrays)
+    classes = [_windows(_planes(volume), z, False, in_plane) for volume in probabilities]
     for windows in zip(*classes, strict=True):
         planes = [_blend(lower, upper, z.weight[k]) for k, (lower, upper) in windows]
         label[:, :, windows[0][0]] = np.argmax(np.stack(planes), axis=0).T
@@ -88,8 +87,16 @@ def _planes(volume: Float32[np.ndarray, "x y z"]) -> Iterator[FloatPlane]:
     return (np.ascontiguousarray(volume[:, :, z].T) for z in range(volume.shape[2]))
 
 
-def _windows(planes: Iterable[Plane], taps: Taps, falling: bool) -> Iterator[tuple[int, tuple[Plane, ...]]]:
-    """For each output plane its z and the input planes it is made of; consumes `planes` to its end."""
+def _windows(
+    planes: Iterable[Plane],
+    taps: Taps,
+    falling: bool,
+    prepare: Callable[[Plane], Plane] = lambda plane: plane,
+) -> Iterator[tuple[int, tuple[Plane, ...]]]:
+    """For each output plane its z and the input planes it is made of; consumes `planes` to its end.
+
+    Planes between those that an output plane needs are neither prepared nor held.
+    """
     source = enumerate(planes)
     held: dict[int, Plane] = {}
     count = taps.index.shape[1]
@@ -97,7 +104,8 @@ def _windows(planes: Iterable[Plane], taps: Taps, falling: bool) -> Iterator[tup
         needed = taps.index[:, k].tolist()
         while max(needed) not in held:
             at, plane = next(source)
-            held[at] = plane
+            if at >= min(needed):
+                held[at] = prepare(plane)
         held = {at: plane for at, plane in held.items() if at >= min(needed)}
         yield k, tuple(held[at] for at in needed)
     for _ in source:  # a reader behind the iterator checks its end

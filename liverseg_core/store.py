@@ -187,16 +187,22 @@ def _write_shard(array: Path, start: int, slab: Shaped[np.ndarray, "z y x"]) -> 
     """
     rows, columns = (-(-size // CHUNK) for size in slab.shape[1:])
     chunk = np.zeros((CHUNK, CHUNK, CHUNK), slab.dtype)
+    empty = _checked(BLOSC.encode(chunk))
+    # Most chunks of a label are empty, and one quick pass tells which; those of an image never are.
+    held = slab.max(axis=0) if slab.dtype == np.uint8 else np.ones(slab.shape[1:], np.bool_)
     index, at = [], 0
     path = array / "c" / str(start // CHUNK) / "0" / "0"
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         for row, column in np.ndindex(rows, columns):
-            part = slab[:, row * CHUNK : (row + 1) * CHUNK, column * CHUNK : (column + 1) * CHUNK]
-            if part.shape != chunk.shape:
-                chunk[:] = 0
-            chunk[tuple(slice(size) for size in part.shape)] = part
-            packed = _checked(BLOSC.encode(chunk))
+            box = np.s_[row * CHUNK : (row + 1) * CHUNK, column * CHUNK : (column + 1) * CHUNK]
+            packed = empty
+            if held[box].any():
+                part = slab[:, *box]
+                if part.shape != chunk.shape:
+                    chunk[:] = 0
+                chunk[tuple(slice(size) for size in part.shape)] = part
+                packed = _checked(BLOSC.encode(chunk))
             index.append((at, len(packed)))
             at += file.write(packed)
         file.write(_checked(np.array(index, "<u8").tobytes()))

@@ -1,226 +1,258 @@
 """Training, top to bottom: patches in, checkpoints on the way, a model folder out.
 
-On one machine the weights depend on the config and the cases alone: a run that is killed and started again
-ends with the same bits as one that was not.
+On one machine's CPU the weights depend on the config and the cases alone: a run that is killed and started
+again ends with the same bits as one that was not.
 """
 
 import contextlib
 import json
-import logging
-import math
-import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from torch import nn
 
 from liverseg_core.artifact import Facts
-from liverseg_core.checkpoint import (
-    Checkpoint,
-    load_latest,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-)
-from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
+from liverseg_core.checkpoint import Checkpoint, load_best, save_best, save_checkpoint
+from liverseg_core.distributed_training import World, join, joined, launch, world_size
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import Interrupted, LiversegError
-from liverseg_core.model import SPEC, ModelSpec, pick_device, save_model
-from liverseg_core.networks import build_network
+from liverseg_core.interruption import repeatable, stop_signal
+from liverseg_core.losses import Loss, build_loss, count, means
+from liverseg_core.model import SPEC, Model, ModelSpec, save_model
+from liverseg_core.networks import check_patch_size
+from liverseg_core.optimisation import follow, learning_rate
 from liverseg_core.patches import PatchDataset, patch_stream
-from liverseg_core.store import CLASSES, open_case
+from liverseg_core.store import open_case
+from liverseg_core.system_metrics import Lap
+from liverseg_core.train_job import TrainJob, Values
+from liverseg_core.training_state import State, begin
+from liverseg_core.validation import scores, validate
+
+__all__ = ["CHECKPOINTS", "HISTORY", "TrainJob", "train"]
 
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
-Values = Mapping[str, float]
-_logger = logging.getLogger(__name__)
+Log = Callable[[int, Values], None]
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class TrainJob:
-    """One training.
-
-    Args:
-        cases: Folders of labelled, ingested cases.
-        config: The recipe.
-        ingest: How the cases were made; the model remembers it, to prepare a scan the same way.
-        compute: Where and how fast; changes no bit of the result on the same machine.
-        data_key: Names the data in checkpoints and in the model.
-        progress: Told (step, steps) after every step.
-    """
-
-    cases: Sequence[Path]
-    config: TrainConfig
-    ingest: IngestConfig
-    compute: ComputeConfig
-    data_key: str
-    progress: Callable[[int, int], None] = field(default=lambda _step, _steps: None)
-
-
-def train(job: TrainJob, staging: Path, log: Callable[[int, Values], None]) -> Facts:
+def train(job: TrainJob, staging: Path, log: Log) -> Facts:
     """Train a model, going on from the last checkpoint in `staging` if there is one.
 
     Args:
         job: What to train on what.
         staging: Receives `model.safetensors`, `model.json` and `history.jsonl`.
-        log: Told every `log_every` steps the means since it was last told; `patches_per_s` is in no file.
+        log: Told every `log_every` steps the means since it was last told, and what they cost the machine,
+            which is in no file; and every validation.
+
+    Returns:
+        Steps, the steps that were gone on from, and the last of all logged values. With `compute.processes`
+        or under torchrun, the first process alone writes and logs, and the others return nothing.
 
     Raises:
         Interrupted: On SIGTERM and SIGINT, after saving a checkpoint.
-        LiversegError: LS371, LS372 for cases that cannot be trained on; LS531, LS532 for checkpoints that
-            cannot be gone on from; LS271 for the device; LS272 when the loss stops being a number.
+        LiversegError: LS271 for the device; LS272 when the loss stops being a number; LS273, LS274 for a
+            network that does not fit; LS275 for a batch that does not divide; LS371, LS372 for cases that
+            cannot be trained on; LS531 to LS533 for checkpoints; LS771 when a training process is lost.
     """
     config = job.config
+    processes = world_size(job.compute.processes)
+    share = _share(config.batch_size, config.accumulate, processes)
+    check_patch_size(config.network, config.patch_size, share)
     if (staging / SPEC).exists():  # killed after the model's last file, before the artifact was committed
-        return _finish(staging, [config.steps])
-
-    device = pick_device(job.compute.device)
-    torch.manual_seed(config.seed)
-    network = build_network(config.network, config.seed)
-    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    state = _State(network, _optimiser(config, network), torch.zeros(6, dtype=torch.float64, device=device))
-    loss_of = _loss(config)
-    # Loader workers would each hold all volumes; the operating system's cache serves them instead.
-    resident_mb = 0 if job.compute.loader_workers else job.compute.resident_mb
-    dataset = PatchDataset([open_case(path) for path in job.cases], config, resident_mb)
-    step, resumed_from = _resume(job, state, staging)
-
-    with _deterministic(), _stop_signal() as stopped, (staging / HISTORY).open("a") as history:
-        stream = patch_stream(dataset, range(step, config.steps), config.batch_size, job.compute)
-        lap_step, lap_start = step, time.monotonic()
-        for image, label in stream:
-            for group in state.optimiser.param_groups:
-                group["lr"] = learning_rate(config, step)
-            x = image.to(device, non_blocking=True, memory_format=torch.channels_last_3d)
-            y = one_hot(label.to(device, non_blocking=True))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                logits = network(x)
-            loss = loss_of(logits.float(), y)
-            state.optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            if config.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-            state.optimiser.step()
-            state.totals.add_(_count(loss.detach(), logits.detach(), y))
-            step += 1
-
-            job.progress(step, config.steps)
-            last, stop = step == config.steps, stopped[:1]  # looked at once: a signal comes at any moment
-            if step % config.log_every == 0 or last:
-                values = {**_means(state.totals, step), "learning_rate": learning_rate(config, step - 1)}
-                state.totals.zero_()
-                history.write(json.dumps({"step": step, **values}) + "\n")
-                rate = (step - lap_step) * config.batch_size / (time.monotonic() - lap_start)
-                log(step, {**values, "patches_per_s": rate})
-                lap_step, lap_start = step, time.monotonic()
-            if step % config.checkpoint_every == 0 or last or stop:
-                _sync(history)
-                stored = {**state.stored(), "resumed_from": resumed_from}
-                save_checkpoint(staging / CHECKPOINTS, Checkpoint(step, job.data_key, stored))
-            if stop:
-                raise Interrupted(stop[0], f"training stopped at step {step} of {config.steps}")
-
-    save_model(staging, network, _spec(job))
-    return _finish(staging, resumed_from)
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: a linear warm-up, then constant or half a cosine down to nothing."""
-    warm = min(1.0, (step + 1) / (config.warmup + 1))
-    if config.schedule == "constant":
-        return config.learning_rate * warm
-    return config.learning_rate * warm * (1 + math.cos(math.pi * step / config.steps)) / 2
-
-
-def one_hot(label: torch.Tensor) -> torch.Tensor:
-    """Labels (b, x, y, z) as (b, classes, x, y, z) float32, on which losses are deterministic."""
-    classes = torch.arange(len(CLASSES), device=label.device, dtype=label.dtype)
-    return (label[:, None] == classes.view(1, -1, 1, 1, 1)).float()
+        return _finish(staging, [_facts(staging)["steps"]])
+    if processes > 1 and not joined():
+        return launch(job.plain(staging), processes, _hear(job, log))
+    with join(job.compute.device) as world:
+        state = begin(job, staging / CHECKPOINTS, world.device, world.first)
+        exact = world.device.type == "cpu" or job.compute.deterministic
+        with repeatable(exact), stop_signal() as stopped:
+            _fit(_Run(job, staging, log, world, stopped), state)
+        return _leave(job, staging, state) if world.first else {}
 
 
 @dataclass(frozen=True)
-class _State:
-    """All that a step changes."""
+class _Run:
+    """What training does not change."""
 
-    network: nn.Module
-    optimiser: torch.optim.Optimizer
-    totals: torch.Tensor
-    """What `_count` counted since values were last logged."""
+    job: TrainJob
+    staging: Path
+    log: Log
+    world: World
+    stopped: list[int]
+    """Signals that came."""
 
-    def stored(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "totals": self.totals,
-            "random": random_state(),
-        }
+    @property
+    def parts(self) -> int:
+        """Parts of a step's batch, over processes and one after another."""
+        return self.world.size * self.job.config.accumulate
 
-    def restore(self, stored: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(stored["network"])
-        self.optimiser.load_state_dict(stored["optimiser"])
-        self.totals.copy_(stored["totals"])
-        restore_random_state(stored["random"])
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the network's inside."""
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.job.config.precision)
+        return torch.autocast(self.world.device.type, kind) if kind else contextlib.nullcontext()
 
 
-def _resume(job: TrainJob, state: _State, staging: Path) -> tuple[int, list[int]]:
-    """Bring everything back to the last checkpoint; steps done, and every step that was gone on from."""
-    found = load_latest(staging / CHECKPOINTS, job.data_key, _logger.warning)
-    step, resumed_from = 0, []
-    if found is not None:
-        state.restore(found.state)
-        step, resumed_from = found.step, [*found.state["resumed_from"], found.step]
-        _logger.info("going on from step %d of %d", step, job.config.steps)
-    _cut_history(staging / HISTORY, step)
-    return step, resumed_from
+def _fit(run: _Run, state: State) -> None:
+    """Train, validate, log and save until the recipe's end or a signal."""
+    config, world = run.job.config, run.world
+    forward = world.share(state.network)
+    if run.job.compute.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    if world.first:  # only the lines up to the checkpoint: those after it will be written again
+        write_atomically(run.staging / HISTORY, "".join(state.history).encode())
+    lap = Lap()
+    batches = lap.waiting(_patches(run, state.step))
+    loss_of = build_loss(config)
+    while True:
+        if _validation_due(run, state):
+            _validate(run, state)
+        if state.step == config.steps or (config.patience and state.stale >= config.patience):
+            return
+        _step(run, state, forward, loss_of, batches)
+        lap.patches += config.batch_size
+
+        if world.first:
+            run.job.progress(state.step, config.steps)
+        last, stop = state.step == config.steps, _asked_to_stop(run)
+        if state.step % config.log_every == 0 or last or _validation_due(run, state):
+            rate = learning_rate(config, state.step - 1)
+            values = {**means(world.sum(state.totals), state.step), "learning_rate": rate}
+            state.totals.zero_()
+            _tell(run, state, values, lap.values(world.device))
+        if state.step % config.checkpoint_every == 0 or last or stop:
+            _save(run, state)
+        if stop:
+            raise _interrupted(run, state, stop)
 
 
-def _optimiser(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
-    optimiser: torch.optim.Optimizer = kind(network.parameters(), lr=config.learning_rate)
-    return optimiser
+def _step(run: _Run, state: State, forward: nn.Module, loss_of: Loss, batches: Iterator[Batch]) -> None:
+    """Move the weights once, by the mean gradient over all parts of the batch."""
+    config, world = run.job.config, run.world
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(config, state.step)
+    for part in range(config.accumulate):
+        image, label = next(batches)
+        x = image.to(world.device, non_blocking=True, memory_format=torch.channels_last_3d)
+        y = label.to(world.device, non_blocking=True)
+        with world.gradients(forward, shared=part == config.accumulate - 1):
+            with run.autocast():
+                outputs = forward(x)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            loss = loss_of(outputs, y)
+            torch.autograd.backward(state.scaler.scale(loss / config.accumulate))
+        state.totals.add_(count(loss.detach(), outputs[0].detach(), y))
+    state.scaler.unscale_(state.optimiser)
+    if config.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip)
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    state.optimiser.zero_grad(set_to_none=True)
+    if state.average is not None and config.ema:
+        follow(state.average, state.network, config.ema, state.step)
+    state.step += 1
 
 
-def _loss(config: TrainConfig) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    if config.loss == "bce":
-        return nn.BCEWithLogitsLoss()
-    loss: nn.Module = DiceCELoss(softmax=True, batch=True)
-    return loss
+def _patches(run: _Run, step: int) -> Iterator[Batch]:
+    """This process's parts of every step's batch, from a step on: together, the batches of one process."""
+    config, compute, world = run.job.config, run.job.compute, run.world
+    # Loader workers would each hold all volumes; the operating system's cache serves them instead.
+    resident_mb = 0 if compute.loader_workers else compute.resident_mb
+    dataset = PatchDataset([open_case(path) for path in run.job.cases], config, resident_mb)
+    steps = range(step * run.parts + world.rank, config.steps * run.parts, world.size)
+    yield from patch_stream(dataset, steps, config.batch_size // run.parts, compute, world.device)
 
 
-def _count(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Sums that add up over steps: 1, loss, and overlap and sizes of liver (with tumour) and of tumour."""
-    # comparisons, since argmax over three channels takes as long as the network itself on a CPU
-    liver = logits[:, 1:].amax(1) > logits[:, 0], y[:, 0] == 0
-    tumour = logits[:, 2] > logits[:, :2].amax(1), y[:, 2] == 1
-    sums = [torch.ones_like(loss), loss]
-    for predicted, actual in (liver, tumour):
-        sums += [(predicted & actual).sum(), predicted.sum() + actual.sum()]
-    return torch.stack([value.double() for value in sums])
+def _validation_due(run: _Run, state: State) -> bool:
+    every, step = run.job.config.validate_every, state.step
+    due = bool(every) and step > state.validated and (step % every == 0 or step == run.job.config.steps)
+    return due and bool(run.job.validation)
 
 
-def _means(totals: torch.Tensor, step: int) -> dict[str, float]:
-    steps, loss, *counts = totals.tolist()
-    if not math.isfinite(loss):
+def _validate(run: _Run, state: State) -> None:
+    """Predict validation cases, each process its share; keep the weights if they are the best so far."""
+    config, world = run.job.config, run.world
+    world.same_statistics(state.chosen)
+    training = state.chosen.training
+    model = Model(state.chosen.eval(), _spec(run.job), world.device)
+    cases = run.job.validation[: config.validate_cases][world.rank :: world.size]
+    with run.autocast():
+        sums = world.sum(validate(model, cases, run.stopped))
+    state.chosen.train(training)
+    if stop := _asked_to_stop(run):  # some cases were left out: all of them again after the restart
+        _save(run, state)
+        raise _interrupted(run, state, stop)
+    values = scores(sums)
+    score = sum(values.values()) / max(1, len(values))
+    state.validated, state.stale = state.step, state.stale + 1
+    if score > state.best:
+        state.best, state.stale = score, 0
+        if world.first:
+            kept = Checkpoint(state.step, run.job.data_key, {"weights": state.chosen.state_dict()})
+            save_best(run.staging / CHECKPOINTS, kept)
+    _tell(run, state, values, {})
+
+
+def _asked_to_stop(run: _Run) -> int:
+    """The signal that came to any of the processes, or 0; they must all stop after the same step."""
+    return run.world.any(run.stopped[0] if run.stopped else 0)
+
+
+def _interrupted(run: _Run, state: State, number: int) -> Interrupted:
+    return Interrupted(number, f"training stopped at step {state.step} of {run.job.config.steps}")
+
+
+def _tell(run: _Run, state: State, values: Values, costs: Values) -> None:
+    state.history.append(json.dumps({"step": state.step, **values}) + "\n")
+    if run.world.first:
+        with (run.staging / HISTORY).open("a") as file:
+            file.write(state.history[-1])
+        run.log(state.step, {**values, **costs})
+
+
+def _save(run: _Run, state: State) -> None:
+    folder, totals = run.staging / CHECKPOINTS, run.world.sum(state.totals)
+    if run.world.first:
+        save_checkpoint(folder, state.checkpoint(run.job.data_key, totals))
+        run.job.saved(folder)
+
+
+def _leave(job: TrainJob, staging: Path, state: State) -> Facts:
+    """Write the model, then leave only files that are the same however often training was interrupted."""
+    if job.config.choose == "best" and job.validation:
+        state.chosen.load_state_dict(load_best(staging / CHECKPOINTS).state["weights"])
+    write_atomically(staging / HISTORY, "".join(state.history).encode())
+    save_model(staging, state.chosen, _spec(job))
+    return _finish(staging, state.resumed_from)
+
+
+def _finish(staging: Path, resumed_from: Sequence[int]) -> Facts:
+    shutil.rmtree(staging / CHECKPOINTS, ignore_errors=True)
+    return {**_facts(staging), "resumed_from": list(resumed_from)}
+
+
+def _facts(staging: Path) -> Facts:
+    """The last of every value in the history, and the last step."""
+    facts: Facts = {}
+    for line in (staging / HISTORY).read_text().splitlines():
+        facts |= json.loads(line)
+    return {"steps": facts.pop("step"), **facts}
+
+
+def _share(batch_size: int, accumulate: int, processes: int) -> int:
+    """Patches that go through the network at once."""
+    if batch_size % (accumulate * processes):
         raise LiversegError(
-            "LS272",
-            f"the loss is no longer a number at step {step}",
-            "a finite loss",
-            "Lower train.learning_rate or train.gradient_clip, or train with train.precision fp32",
+            "LS275",
+            f"train.batch_size {batch_size} is not for {processes} processes times {accumulate} parts",
+            f"a multiple of {accumulate * processes}",
+            "Change train.batch_size, train.accumulate or compute.processes",
         )
-    values = {"loss": loss / steps}
-    for name, overlap, size in (("dice_liver", *counts[:2]), ("dice_tumour", *counts[2:])):
-        if size:
-            values[name] = 2 * overlap / size
-    return values
+    return batch_size // (accumulate * processes)
 
 
 def _spec(job: TrainJob) -> ModelSpec:
@@ -235,52 +267,16 @@ def _spec(job: TrainJob) -> ModelSpec:
     )
 
 
-def _finish(staging: Path, resumed_from: list[int]) -> Facts:
-    """Leave only files that are the same however often training was interrupted."""
-    shutil.rmtree(staging / CHECKPOINTS, ignore_errors=True)
-    final = json.loads((staging / HISTORY).read_text().splitlines()[-1])
-    return {"steps": final.pop("step"), "resumed_from": resumed_from, **final}
+def _hear(job: TrainJob, log: Log) -> Callable[[str, Any], None]:
+    """What children tell, passed on as if it had happened here."""
 
+    def hear(name: str, value: Any) -> None:
+        match name:
+            case "log":
+                log(*value)
+            case "progress":
+                job.progress(*value)
+            case "saved":
+                job.saved(Path(value))
 
-def _cut_history(path: Path, step: int) -> None:
-    """Keep the lines up to a checkpoint; those after it will be written again."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = (line for line in lines if line.endswith(b"\n"))  # a kill can leave half a line
-    write_atomically(path, b"".join(line for line in whole if json.loads(line)["step"] <= step))
-
-
-def _sync(file: IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic kernels where there are any."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; only the main thread may ask for that."""
-    stopped: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    main = threading.current_thread() is threading.main_thread()
-    before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT) if main
-    }
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return hear

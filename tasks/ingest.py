@@ -19,7 +19,8 @@ from tasks.context import Context, Record
 from tasks.stage import stage_task
 
 LATEST = f"{INGEST.folder}/latest.json"
-WORKER_DIED = "LS702"
+TOO_LARGE = {"LS702", "LS703"}
+"""A worker died of the case, or would have."""
 
 
 def ingest(context: Context, limit: int | None = None) -> Record:
@@ -109,10 +110,14 @@ def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord
     settings, cases = context.settings, list(todo)
     made: dict[str, Facts] = {}
     quarantined: list[dict[str, str]] = []
-    # A function of the core: unpickling one of this module would make every worker import Prefect.
-    work = functools.partial(ingest_case, config=settings.ingest, store=context.store)
     try:
         with context.open_runner() as runner:
+            # Of the core: unpickling a function of this module would make every worker import Prefect.
+            work = functools.partial(
+                ingest_case,
+                config=settings.ingest,
+                store=context.store,
+            )
             outcome: Outcome[CaseSource, Artifact]
             for done, outcome in enumerate(runner.map(work, cases), 1):
                 if outcome.error and not _quarantines(outcome.error):
@@ -132,7 +137,7 @@ def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord
 
 def _quarantines(error: LiversegError) -> bool:
     """Whether an error stops its case alone; any other, such as a full disk, stops the stage."""
-    return error.exit_code is ExitCode.BAD_INPUT or error.code == WORKER_DIED
+    return error.exit_code is ExitCode.BAD_INPUT or error.code in TOO_LARGE
 
 
 ingest_task = stage_task(ingest)

@@ -1,12 +1,13 @@
 """Builders of small scans, tars and cases; the real files, where they lie."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.geometry import Grid
 from liverseg_core.source import CaseSource, Member
+from liverseg_core.store import CaseWriter
+from liverseg_core.train_job import TrainJob
 
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 
@@ -114,7 +119,7 @@ def ball(shape: tuple[int, int, int] = (20, 18, 16)) -> tuple[np.ndarray, np.nda
 @pytest.fixture(scope="session")
 def build() -> SimpleNamespace:
     """The builders of this file."""
-    functions = (nifti, zipped, tar, members, member, case, refusal, affine, ball)
+    functions = (nifti, zipped, tar, members, member, case, refusal, affine, ball, train_job)
     return SimpleNamespace(**{function.__name__: function for function in functions})
 
 
@@ -126,3 +131,53 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real files: set LIVERSEG_REAL_DATA")
     return folder
+
+
+def train_job(cases: Sequence[Path], told: Mapping[str, Any] | None = None, **changes: Any) -> TrainJob:
+    """A training of seconds, with changes to its recipe; `told` are other fields of the job."""
+    recipe = {
+        "network": {"channels": (4, 8), "residual_units": 1, "norm": "batch"},
+        "augment": {"affine_probability": 0.5, "noise_probability": 0.5},
+        "patch_size": (16, 16, 8),
+        "batch_size": 2,
+        "steps": 6,
+        "checkpoint_every": 3,
+        "log_every": 2,
+        **changes,
+    }
+    config = TrainConfig.model_validate(recipe)
+    job = TrainJob(cases, config, IngestConfig(), ComputeConfig(device="cpu"), "data")
+    return dataclasses.replace(job, **(told or {}))
+
+
+@pytest.fixture(scope="session")
+def stored_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two stored cases: a bright box, in it a brighter one."""
+    folders = []
+    for i in range(2):
+        label = np.zeros((24, 20, 16), np.uint8)
+        label[4 + i : 16, 4:14, 3:12] = 1
+        label[6 + i : 10, 6:10, 5:9] = 2
+        noise = np.random.default_rng(i).normal(0, 10, label.shape)
+        image = (np.array([-100, 60, 160])[label] + noise).astype(np.int16)
+        folder = tmp_path_factory.mktemp("cases") / f"case-{i}"
+        writer = CaseWriter(folder, Grid(label.shape, np.eye(4)), labelled=True)
+        writer.write_slab(0, image.T, label.T)
+        writer.finish(
+            f"case-{i}",
+            {c: np.argwhere(label == c).astype(np.int32) for c in range(3)},
+            {"fingerprint": {"voxels": np.bincount(label.ravel()).tolist()}},
+        )
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads; processes that are killed do the same."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

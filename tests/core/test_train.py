@@ -8,70 +8,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from liverseg_core.config import ComputeConfig, IngestConfig, Settings, TrainConfig
+from liverseg_core.config import Settings, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
-from liverseg_core.geometry import Grid
+from liverseg_core.losses import one_hot
 from liverseg_core.model import load_model
-from liverseg_core.store import CaseWriter
-from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, learning_rate, one_hot, train
+from liverseg_core.optimisation import learning_rate
+from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
 
+MakeJob = Callable[..., TrainJob]
 STEPS = 6
 FILES = {"model.safetensors", "model.json", HISTORY}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other's threads; the killed process does the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two stored cases: a bright box, in it a brighter one."""
-    folders = []
-    for i in range(2):
-        label = np.zeros((24, 20, 16), np.uint8)
-        label[4 + i : 16, 4:14, 3:12] = 1
-        label[6 + i : 10, 6:10, 5:9] = 2
-        noise = np.random.default_rng(i).normal(0, 10, label.shape)
-        image = (np.array([-100, 60, 160])[label] + noise).astype(np.int16)
-        folder = tmp_path_factory.mktemp("cases") / f"case-{i}"
-        writer = CaseWriter(folder, Grid(label.shape, np.eye(4)), labelled=True)
-        writer.write_slab(0, image.T, label.T)
-        writer.finish(
-            f"case-{i}",
-            {c: np.argwhere(label == c).astype(np.int32) for c in range(3)},
-            {"fingerprint": {}},
-        )
-        folders.append(folder)
-    return folders
+def cases(stored_cases: list[Path]) -> list[Path]:
+    return stored_cases
 
 
-def make_job(cases: list[Path], **changes: object) -> TrainJob:
-    recipe = {
-        "network": {"channels": (4, 8), "residual_units": 1, "norm": "batch"},
-        "augment": {"affine_probability": 0.5, "noise_probability": 0.5},
-        "patch_size": (16, 16, 8),
-        "batch_size": 2,
-        "steps": STEPS,
-        "checkpoint_every": 3,
-        "log_every": 2,
-        **changes,
-    }
-    return TrainJob(
-        cases, TrainConfig.model_validate(recipe), IngestConfig(), ComputeConfig(device="cpu"), "data"
-    )
+@pytest.fixture(scope="module")
+def make_job(build: SimpleNamespace) -> MakeJob:
+    return build.train_job
 
 
 def digest(folder: Path) -> dict[str, bytes]:
@@ -98,7 +66,7 @@ def train_killed_after(job: TrainJob, folder: Path, step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(cases: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(make_job: MakeJob, cases: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     facts = train(make_job(cases), folder, silent)
     assert facts["resumed_from"] == []
@@ -118,7 +86,7 @@ def test_what_training_leaves(whole: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5])
 def test_killed_and_resumed_is_the_same_to_the_bit(
-    cases: list[Path], whole: Path, tmp_path: Path, step: int
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path, step: int
 ) -> None:
     train_killed_after(make_job(cases), tmp_path, step)
     facts = train(make_job(cases), tmp_path, silent)
@@ -126,7 +94,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
     assert digest(tmp_path) == digest(whole)
 
 
-def test_killed_twice_between_log_lines(cases: list[Path], tmp_path: Path) -> None:
+def test_killed_twice_between_log_lines(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
     """Sums since the last line are in the checkpoint: a line after a resume is what it would have been."""
     job = make_job(cases, log_every=4, checkpoint_every=1)
     folder, reference = tmp_path / "killed", tmp_path / "whole"
@@ -140,7 +108,9 @@ def test_killed_twice_between_log_lines(cases: list[Path], tmp_path: Path) -> No
     assert digest(folder) == digest(reference)
 
 
-def test_killed_after_the_model_was_saved(cases: list[Path], whole: Path, tmp_path: Path) -> None:
+def test_killed_after_the_model_was_saved(
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path
+) -> None:
     for name, content in digest(whole).items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / CHECKPOINTS).mkdir()
@@ -151,7 +121,7 @@ def test_killed_after_the_model_was_saved(cases: list[Path], whole: Path, tmp_pa
 
 
 def test_damaged_checkpoint_falls_back(
-    cases: list[Path], tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+    make_job: MakeJob, cases: list[Path], tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(cases, checkpoint_every=2)
     reference = tmp_path / "reference"
@@ -169,7 +139,7 @@ def test_damaged_checkpoint_falls_back(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_tells(
-    cases: list[Path], whole: Path, tmp_path: Path, number: signal.Signals
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     def progress(step: int, _steps: int) -> None:
         if step == 4:
@@ -187,14 +157,16 @@ def test_signal_saves_and_tells(
     assert digest(tmp_path) == reference
 
 
-def test_trains_outside_the_main_thread(cases: list[Path], whole: Path, tmp_path: Path) -> None:
+def test_trains_outside_the_main_thread(
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path
+) -> None:
     worker = threading.Thread(target=train, args=(make_job(cases), tmp_path, silent))
     worker.start()
     worker.join()
     assert digest(tmp_path) == digest(whole)
 
 
-def test_real_kill_9(cases: list[Path], whole: Path, tmp_path: Path) -> None:
+def test_real_kill_9(make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path[:0] = {sys.path!r}
 import time; import torch; from pathlib import Path; torch.set_num_threads(1)
@@ -219,7 +191,7 @@ train(job, Path({str(tmp_path)!r}), lambda step, values: None)
     assert digest(tmp_path) == digest(whole)
 
 
-def test_log_is_told_means_and_rate(cases: list[Path], tmp_path: Path) -> None:
+def test_log_is_told_means_and_rate(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
     told: dict[int, Mapping[str, float]] = {}
     facts = train(make_job(cases), tmp_path, lambda step, values: told.update({step: values}))
     assert list(told) == [2, 4, 6]
@@ -228,7 +200,7 @@ def test_log_is_told_means_and_rate(cases: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["dice_ce", "bce"])
-def test_it_learns(cases: list[Path], tmp_path: Path, loss: str) -> None:
+def test_it_learns(make_job: MakeJob, cases: list[Path], tmp_path: Path, loss: str) -> None:
     job = make_job(
         cases, steps=200, log_every=10, checkpoint_every=500, learning_rate=2e-2, loss=loss, augment={}
     )
@@ -238,13 +210,13 @@ def test_it_learns(cases: list[Path], tmp_path: Path, loss: str) -> None:
     assert load_model(tmp_path, "cpu").spec.activation == {"dice_ce": "softmax", "bce": "sigmoid"}[loss]
 
 
-def test_bf16_runs_and_checkpoints_hold_fp32(cases: list[Path], tmp_path: Path) -> None:
+def test_bf16_runs_and_checkpoints_hold_fp32(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
     train(make_job(cases, precision="bf16"), tmp_path, silent)
     model = load_model(tmp_path, "cpu")
     assert {value.dtype for value in model.network.parameters()} == {torch.float32}
 
 
-def test_divergence_is_an_error(cases: list[Path], tmp_path: Path) -> None:
+def test_divergence_is_an_error(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
     with pytest.raises(LiversegError, match="LS272"):
         train(make_job(cases, learning_rate=1e30, gradient_clip=None), tmp_path, silent)
 
