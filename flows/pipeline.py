@@ -9,7 +9,7 @@ from flows.runners import open_runner
 from flows.settings import load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from tasks.context import Context, Record
+from tasks.context import Context, Record, require_tracking
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
@@ -36,6 +36,7 @@ def ingest_train_evaluate(
         One record a stage, by its name.
     """
     context = open_context(load_settings(config, overrides or (), source=source, store=store))
+    require_tracking(context.settings.register_.tracking_uri, context.settings.store)
     cases = ingest_task(context)
     dataset = split_task(context, cases)
     model = train_task(context, dataset)
@@ -50,7 +51,9 @@ def open_context(settings: Settings) -> Context:
     Raises:
         LiversegError: LS210 in a deployment with a relative store, which would end with the run's folder.
     """
-    if runtime.deployment.id and not Path(settings.store).is_absolute():
+    elsewhere = settings.store.startswith("s3://")
+    if runtime.deployment.id and not elsewhere and not Path(settings.store).is_absolute():
+        allowed = "an absolute path, or s3://bucket/prefix"
         what = f"this run of a deployment has the relative store {settings.store!r}"
-        raise LiversegError("LS210", what, "an absolute path", "Set LIVERSEG_STORE and deploy again")
+        raise LiversegError("LS210", what, allowed, "Set LIVERSEG_STORE and deploy again")
     return Context(settings, lambda: open_runner(settings.compute), current_report())

@@ -1,24 +1,19 @@
-"""The one cache: an artifact is complete if and only if its manifest exists.
+"""What an artifact is: a key of all that decides its content, and a manifest of all that it holds.
 
-`produce` computes a key from content, returns what is there, or makes it in a staging folder and commits it
-with one rename. The manifest lists what went in and every file that came out, so cache and provenance are
-one file. The staging folder's name depends on the key alone: a killed training finds its own checkpoint.
+An artifact is complete if and only if its manifest exists. The manifest lists what went in and every file
+that came out, so cache and provenance are one file.
 """
 
-import functools
 import hashlib
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.durable import PART, lock, sync, writable, write_atomically
 from liverseg_core.errors import LiversegError
+from liverseg_core.provenance import git_commit, library_versions
 
 MANIFEST = "manifest.json"
 Facts = dict[str, Any]
@@ -57,9 +52,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artifact on disk."""
+    """A complete artifact."""
 
     path: Path
+    """Its folder on this machine; of one that lives elsewhere, there only once its store has fetched it."""
     manifest: Mapping[str, Any]
     cached: bool
 
@@ -81,62 +77,40 @@ def digest_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def produce(store: Path, recipe: Recipe, make: Callable[[Path], Facts]) -> Artifact:
-    """Return the artifact of this recipe, making it only if it is not there.
-
-    Args:
-        store: The store's root folder.
-        recipe: What decides the content.
-        make: Writes the artifact's files into the folder it is given and returns its facts.
-
-    Raises:
-        LiversegError: LS601 when another process is making it; LS501 when its manifest is unreadable;
-            LS203 when the store can't be written, LS701 when its disk is full.
-    """
-    final = store / recipe.stage.folder / recipe.key
-    found = load(final)
-    if found is not None:
-        return found
-    staging = final.with_name(f".staging-{recipe.key}")
-    with writable(final.parent), lock(staging.with_suffix(".lock")):
-        found = load(final)  # the process that held the lock may just have committed it
-        if found is not None:
-            return found
-        if not recipe.stage.resumable:
-            shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(exist_ok=True)
-        for part in staging.rglob(f".*{PART}"):  # what a kill inside write_atomically left
-            part.unlink()
-        started = time.monotonic()
-        facts = make(staging)
-        manifest = _manifest(recipe, staging, facts, time.monotonic() - started)
-        manifest["sha256"] = _seal(json.loads(json.dumps(manifest)))  # of what a reader will see
-        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        _commit(staging, final)
-    return Artifact(final, manifest, cached=False)
-
-
 def load(path: Path) -> Artifact | None:
-    """Return the artifact at `path`, or None where there is no complete one."""
+    """Return the artifact in a folder on this machine, or None where there is no complete one."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        intact = manifest["key"] == path.name and manifest["sha256"] == _seal(manifest)
+        data = (path / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError:
+        data = b""
+    return Artifact(path, parse_manifest(data, path.name, path), cached=True)
+
+
+def parse_manifest(data: bytes, key: str, place: object) -> Facts:
+    """A manifest, checked against its own checksum.
+
+    Raises:
+        LiversegError: LS501.
+    """
+    try:
+        manifest: Facts = json.loads(data)
+        intact = manifest["key"] == key and manifest["sha256"] == _seal(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise LiversegError(
             "LS501",
-            f"{path / MANIFEST} is damaged",
+            f"the manifest in {place} is damaged",
             "the manifest that liverseg wrote",
-            f"Delete the folder {path} and run the same command again; only this artifact is made anew",
+            f"Delete {place} and run the same command again; only this artifact is made anew",
         )
-    return Artifact(path, manifest, cached=True)
+    return manifest
 
 
 def verify(artifact: Artifact, read_up_to: int | None = None) -> None:
-    """Check every file of an artifact against its manifest.
+    """Check every file of an artifact on this machine against its manifest.
 
     Args:
         artifact: What to check.
@@ -146,7 +120,7 @@ def verify(artifact: Artifact, read_up_to: int | None = None) -> None:
         LiversegError: LS502 naming the first file that is missing, changed or unexpected.
     """
     listed = {entry["path"]: entry for entry in artifact.manifest["files"]}
-    present = {str(path.relative_to(artifact.path)) for path in _files(artifact.path)} - {MANIFEST}
+    present = {str(path.relative_to(artifact.path)) for path in files_below(artifact.path)} - {MANIFEST}
     for name in sorted(listed.keys() | present):
         path = artifact.path / name
         if name not in present:
@@ -157,12 +131,22 @@ def verify(artifact: Artifact, read_up_to: int | None = None) -> None:
             trouble = "does not match its checksum"
         else:
             continue
-        raise LiversegError(
-            "LS502",
-            f"{path} {trouble}",
-            "exactly the files that the manifest lists, unchanged",
-            f"Delete the folder {artifact.path} and run the same command again",
-        )
+        raise changed(path, trouble, artifact.path)
+
+
+def changed(path: object, trouble: str, artifact: object) -> LiversegError:
+    """A stored file that is not the one that was written."""
+    return LiversegError(
+        "LS502",
+        f"{path} {trouble}",
+        "exactly the files that the manifest lists, unchanged",
+        f"Delete {artifact} and run the same command again",
+    )
+
+
+def files_below(folder: Path) -> Sequence[Path]:
+    """Every file under a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bool:
@@ -172,23 +156,34 @@ def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bo
     return (read_up_to is None or size <= read_up_to) and _sha256(path) != entry["sha256"]
 
 
-def _manifest(recipe: Recipe, staging: Path, facts: Facts, seconds: float) -> dict[str, Any]:
-    files = sorted(path for path in _files(staging) if path.name != MANIFEST)
-    return {
+def make_manifest(recipe: Recipe, folder: Path, facts: Facts, seconds: float) -> Facts:
+    """The manifest of what `folder` holds now.
+
+    Args:
+        recipe: What decided it.
+        folder: Every file below it is listed with size and digest.
+        facts: The record that the stage hands on.
+        seconds: How long it took.
+    """
+    files = sorted(path for path in files_below(folder) if path.name != MANIFEST)
+    manifest: Facts = {
         "stage": recipe.stage.name,
         "version": recipe.stage.version,
         "key": recipe.key,
         "config": recipe.config,
         "inputs": recipe.inputs,
         "files": [
-            {"path": str(path.relative_to(staging)), "size": path.stat().st_size, "sha256": _sha256(path)}
+            {"path": str(path.relative_to(folder)), "size": path.stat().st_size, "sha256": _sha256(path)}
             for path in files
         ],
         "facts": facts,
         "git_commit": git_commit(),
         "libraries": library_versions(recipe.stage.libraries),
         "seconds": round(seconds, 3),
+        "attempt": uuid.uuid4().hex,
     }
+    manifest = json.loads(json.dumps(manifest))  # what a reader will see
+    return {**manifest, "sha256": _seal(manifest)}
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -197,48 +192,6 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _commit(staging: Path, final: Path) -> None:
-    for path in [*_files(staging), *(folder for folder in staging.rglob("*") if folder.is_dir()), staging]:
-        sync(path)
-    if final.exists():  # no manifest, or we would not be here: the rest of something broken by hand
-        shutil.rmtree(final)
-    staging.rename(final)
-    sync(final.parent)
-
-
-def _files(folder: Path) -> Sequence[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def library_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions without the local part, so that a CPU and a GPU build share their artifacts."""
-    return {name: _version(name) for name in names}
-
-
-@functools.cache
-def _version(name: str) -> str:
-    return version(name).partition("+")[0]
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of the code that runs, with `+dirty`, or None outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+dirty",
-        "--abbrev=40",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

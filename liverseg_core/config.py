@@ -235,16 +235,14 @@ class ComputeConfig(Section):
     """Training cases that fit in this much memory together are read once."""
 
 
-class RemoteConfig(Section):
-    """How a source behind s3:// or https:// is read: in no key."""
+class S3Config(Section):
+    """How a server is asked: in no key."""
 
-    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    """Hosts, or host:port, that may be asked over plain HTTP and at addresses that are not public."""
-    anonymous: bool = False
-    """Read S3 without credentials: public buckets."""
     endpoint: str | None = None
     """Another S3 server; default: where AWS_ENDPOINT_URL points, then AWS."""
     region: str | None = None
+    anonymous: bool = False
+    """Read S3 without credentials: public buckets."""
     attempts: PositiveInt = 6
     """How often a request is made before its failure counts."""
     backoff_s: PositiveFloat = 0.5
@@ -253,14 +251,28 @@ class RemoteConfig(Section):
     """Longest silence of a server; a request ends after ten times as long."""
 
 
+class RemoteConfig(S3Config):
+    """How a source behind s3:// or https:// is read: in no key."""
+
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Hosts, or host:port, that may be asked over plain HTTP and at addresses that are not public."""
+
+
+class StorageConfig(S3Config):
+    """How a store behind s3:// is reached: in no key."""
+
+    copies: str | None = None
+    """Folder of each machine for work under way and for copies of what is read; default: the user's cache."""
+
+
 class Settings(Section):
     """The whole configuration."""
 
     source: str | None = None
     source_md5: str | None = None
     """Expected MD5 of the tar; checking it reads the whole tar."""
-    store: Annotated[str, Field(pattern="^[^:]+$")] = "liverseg-store"
-    """A local folder."""
+    store: Annotated[str, Field(pattern=r"^([^:]+|s3://[^/:?#]+(/[^?#]*)?)$")] = "liverseg-store"
+    """A folder, or `s3://bucket/prefix`."""
     ingest: IngestConfig = IngestConfig()
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
@@ -268,3 +280,4 @@ class Settings(Section):
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     compute: ComputeConfig = ComputeConfig()
     remote: RemoteConfig = RemoteConfig()
+    storage: StorageConfig = StorageConfig()

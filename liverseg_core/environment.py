@@ -1,8 +1,9 @@
-"""Environment variables for a while."""
+"""Environment variables for a while, and the folders they name."""
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -16,3 +17,13 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def user_cache() -> Path:
+    """This user's folder for what can be made anew: `LIVERSEG_CACHE`, else as the desktop convention has it.
+
+    Raises:
+        RuntimeError: For a user without a home.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "liverseg"
+    return Path(os.environ.get("LIVERSEG_CACHE") or base)

@@ -6,12 +6,12 @@ An entry is believed while its file is the same: by size and ETag behind a serve
 import contextlib
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from liverseg_core.durable import write_atomically
+from liverseg_core.environment import user_cache
 from liverseg_core.files import File
 from liverseg_core.remote import RemoteFile
 
@@ -60,6 +60,4 @@ def keep(location: str, state: str | None, found: dict[str, Any]) -> None:
 
 
 def _place(location: str) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "liverseg"
-    folder = Path(os.environ.get("LIVERSEG_CACHE") or base) / "sources"
-    return folder / f"{hashlib.sha256(location.encode()).hexdigest()}.json"
+    return user_cache() / "sources" / f"{hashlib.sha256(location.encode()).hexdigest()}.json"

@@ -12,7 +12,7 @@ from isal import igzip
 from jaxtyping import Shaped
 from nibabel.orientations import aff2axcodes
 
-from liverseg_core.artifact import Artifact, Facts, Recipe, produce
+from liverseg_core.artifact import Artifact, Facts, Recipe
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.fingerprint import Fingerprint
@@ -29,6 +29,7 @@ from liverseg_core.memory import check_memory, ingest_bytes
 from liverseg_core.nifti import Scan, Volume, as_classes, as_hu, open_scan
 from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.planes import stored_planes
+from liverseg_core.produce import Store, produce
 from liverseg_core.remote import AHEAD, RemoteFile
 from liverseg_core.resample import resample_image, resample_label
 from liverseg_core.source import CaseSource, Member
@@ -62,13 +63,12 @@ class CaseRecord:
     """Equal for two cases of equal voxels."""
 
 
-def record(artifact: Artifact) -> CaseRecord:
+def record(key: str, facts: Facts) -> CaseRecord:
     """The record of a stored case."""
-    facts = artifact.facts
     fingerprint = facts["fingerprint"]
     return CaseRecord(
         case=facts["case"],
-        key=artifact.key,
+        key=key,
         labelled=facts["labelled"],
         tumour=fingerprint["voxels"][2] > 0,
         flagged=bool(facts["flags"]),
@@ -86,7 +86,7 @@ def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
 
 
 def ingest_case(
-    case: CaseSource, config: IngestConfig, store: Path, memory_limit: int | None = None
+    case: CaseSource, config: IngestConfig, store: Store, memory_limit: int | None = None
 ) -> Artifact:
     """Store one case, unless it is stored already.
 

@@ -1,18 +1,10 @@
-"""One range of bytes of an S3 object, over the client that s3fs configures.
-
-Credentials, profile and endpoint come from where AWS's tools look (`AWS_…`, `~/.aws`), from fsspec's
-configuration, or from the settings; a Dask worker looks on its own machine.
-"""
+"""One range of bytes of an S3 object."""
 
 import asyncio
-import functools
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import fsspec.asyn
-import s3fs
 from botocore import exceptions
 
 from liverseg_core.config import RemoteConfig
@@ -28,18 +20,7 @@ from liverseg_core.ranges import (
     refused,
     whole_size,
 )
-
-NO_CREDENTIALS = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.CredentialRetrievalError,
-    exceptions.TokenRetrievalError,
-    exceptions.ProfileNotFound,
-)
-UNREACHED = (exceptions.HTTPClientError, exceptions.ConnectionError, aiohttp.ClientError, OSError)
-CUT = (aiohttp.ClientPayloadError, exceptions.IncompleteReadError, exceptions.ResponseStreamingError)
-EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired", "TokenRefreshRequired"}
-"""Refusals that come with status 400."""
+from liverseg_core.s3_client import CUT, NO_CREDENTIALS, UNREACHED, file_system, is_passing, is_refused
 
 
 def fetch(url: str, offset: int, size: int, options: RemoteConfig) -> Reply:
@@ -49,28 +30,9 @@ def fetch(url: str, offset: int, size: int, options: RemoteConfig) -> Reply:
         Passing: For failures worth another try.
         LiversegError: LS204 for a location that can't be; LS301, LS405, LS406 or LS407.
     """
-    system = _system(os.getpid(), options)
+    system = file_system(options)
     reply: Reply = fsspec.asyn.sync(system.loop, _fetch, system, url, offset, size)
     return reply
-
-
-@functools.lru_cache(8)
-def _system(process: int, options: RemoteConfig) -> Any:  # noqa: ARG001  # a forked child needs its own
-    """One client a process: fsspec's own cache keeps one a thread, and each costs a third of a second."""
-    endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    config: dict[str, Any] = {
-        "connect_timeout": options.timeout_s,
-        "read_timeout": options.timeout_s,
-        "retries": {"total_max_attempts": 1},  # we try again ourselves, alike for every kind of source
-        # Other servers than AWS's know no trailing checksums, and a range has none.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    }
-    if endpoint:
-        config["s3"] = {"addressing_style": "path"}
-    chosen = {"endpoint_url": endpoint, "client_kwargs": options.region and {"region_name": options.region}}
-    given = {name: value for name, value in chosen.items() if value}
-    return s3fs.S3FileSystem(anon=options.anonymous, config_kwargs=config, skip_instance_cache=True, **given)
 
 
 async def _fetch(system: Any, url: str, offset: int, size: int) -> Reply:
@@ -125,8 +87,8 @@ def _explain(response: dict[str, Any], url: str) -> Reply:
         return Reply(b"", size, headers.get("etag", ""))
     if status == 404:
         raise absent(url)
-    if status in (401, 403) or code in EXPIRED:
+    if is_refused(status, code):
         raise refused(url, f"{code or 'status'} {status}")
-    if status >= 500 or status in (408, 425, 429) or code in ("SlowDown", "RequestTimeout"):
+    if is_passing(status, code):
         raise Passing(failing(url, f"status {status} {code}".strip()))
     raise failing(url, f"status {status} {code}".strip())

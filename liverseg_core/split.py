@@ -4,25 +4,23 @@ The drawn validation cases are written into the store under the dataset's name a
 that come later train, so that models stay comparable while data grows.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from liverseg_core.artifact import Artifact, Recipe, digest_json, produce
+from liverseg_core.artifact import Artifact, Recipe, digest_json
 from liverseg_core.config import SplitConfig
-from liverseg_core.durable import writable, write_atomically
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import CaseRecord
+from liverseg_core.produce import Store, produce
 from liverseg_core.stages import SPLIT
 
 
-def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, store: Path) -> Artifact:
+def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, store: Store) -> Artifact:
     """Divide stored cases into training, validation and unlabelled.
 
     The artifact's key is the data version. Its facts list `training`, `validation` and `unlabelled` as
@@ -89,28 +87,22 @@ def draw_validation(cases: Sequence[CaseRecord], config: SplitConfig) -> list[st
 
 
 def _frozen_validation(
-    dataset: str, labelled: Sequence[CaseRecord], config: SplitConfig, store: Path
+    dataset: str, labelled: Sequence[CaseRecord], config: SplitConfig, store: Store
 ) -> frozenset[str]:
     """The validation cases drawn when this dataset was first split this way."""
-    path = store / SPLIT.folder / f"validation-{digest_json([dataset, config.canonical()])[:16]}.json"
-    if not path.exists():
-        content = {
-            "dataset": dataset,
-            "split": config.canonical(),
-            "cases": draw_validation(labelled, config),
-        }
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        with writable(path.parent):
-            write_atomically(part, json.dumps(content, indent=1).encode())
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(part)  # unlike a rename, this never replaces what another run drew first
-            part.unlink()
+    name = f"{SPLIT.folder}/validation-{digest_json([dataset, config.canonical()])[:16]}.json"
+    content = store.read(name)
+    if content is None:
+        drawn = draw_validation(labelled, config)
+        described = {"dataset": dataset, "split": config.canonical(), "cases": drawn}
+        store.create(name, json.dumps(described, indent=1).encode())
+        content = store.read(name) or b""  # what another run drew first counts
     try:
-        frozen = frozenset(json.loads(path.read_bytes())["cases"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        frozen = frozenset(json.loads(content)["cases"])
+    except (ValueError, KeyError, TypeError) as error:
         raise LiversegError(
             "LS501",
-            f"{path} is damaged ({error})",
+            f"{store}/{name} is damaged ({error})",
             "the frozen validation cases that liverseg wrote",
             "Restore the file, or delete it to draw validation cases anew: scores then compare no more",
         ) from None

@@ -1,13 +1,18 @@
 """What every stage gets: the settings, the store, how to map over cases, and whom to tell."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from liverseg_core.config import Settings
+from liverseg_core.errors import LiversegError
+from liverseg_core.local_store import LocalStore, open_store
+from liverseg_core.produce import Store
 from liverseg_core.runners import Runner
+from liverseg_core.stages import INGEST
 
 Record = dict[str, Any]
 """A stage's small JSON result; `cached` says whether anything had to be made."""
@@ -33,6 +38,31 @@ class Context:
     report: Report
 
     @property
-    def store(self) -> Path:
-        """The store's root folder."""
-        return Path(self.settings.store)
+    def store(self) -> Store:
+        """Where artifacts live."""
+        return open_store(self.settings.store, self.settings.storage)
+
+
+def fetch_cases(context: Context, cases: Sequence[Record]) -> dict[str, Path]:
+    """The folders of stored cases on this machine, by name; from a store elsewhere they are copied once."""
+    store, folders = context.store, {}
+    for done, case in enumerate(cases, 1):
+        folders[case["case"]] = store.fetch(INGEST, case["key"])
+        if not isinstance(store, LocalStore):
+            context.report.progress("fetch", done, len(cases), case["case"])
+    return folders
+
+
+def require_tracking(tracking_uri: str | None, store: str | Path) -> None:
+    """Refuse a store that can hold no tracking database while no tracking server is named.
+
+    Raises:
+        LiversegError: LS214.
+    """
+    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI") and str(store).startswith("s3://"):
+        raise LiversegError(
+            "LS214",
+            f"the store {store} can hold no tracking database, and none is named",
+            "an MLflow server or database",
+            "Set register.tracking_uri, to http://… of a server or to sqlite:///mlflow.db",
+        )

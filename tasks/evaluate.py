@@ -3,9 +3,10 @@
 import functools
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, produce
-from liverseg_core.stages import EVALUATE, INGEST, TRAIN
-from tasks.context import Context, Record
+from liverseg_core.artifact import Facts, Recipe
+from liverseg_core.produce import produce
+from liverseg_core.stages import EVALUATE, TRAIN
+from tasks.context import Context, Record, fetch_cases
 from tasks.stage import stage_task
 
 
@@ -23,14 +24,15 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
         from liverseg_core.evaluate import evaluate as score
         from liverseg_core.model import load_model
 
-        network = load_model(context.store / TRAIN.folder / model["key"], settings.compute.device)
-        cases = {case["case"]: context.store / INGEST.folder / case["key"] for case in validation}
+        network = load_model(context.store.fetch(TRAIN, model["key"]), settings.compute.device)
+        cases = fetch_cases(context, validation)
         progress = functools.partial(context.report.progress, "evaluate")
         return score(network, cases, settings.evaluate, staging, progress)
 
     artifact = produce(context.store, recipe, make)
     context.report.finished("evaluate", f"{len(validation)} validation cases", artifact.cached)
-    return {"key": artifact.key, "path": str(artifact.path), "cached": artifact.cached, **artifact.facts}
+    place = context.store.place(artifact)
+    return {"key": artifact.key, "path": place, "cached": artifact.cached, **artifact.facts}
 
 
 evaluate_task = stage_task(evaluate)

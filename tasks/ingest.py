@@ -1,13 +1,14 @@
 """Ingest: every case of the source into the store, one runner item a case."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from liverseg_core.artifact import Artifact, load
+from liverseg_core.artifact import Artifact, Facts
+from liverseg_core.case_index import remember, stored_facts
 from liverseg_core.data_report import CaseRow, describe
-from liverseg_core.durable import writable, write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.runners import Outcome
@@ -17,8 +18,9 @@ from liverseg_core.stages import INGEST
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 
-LATEST = "latest.json"
-WORKER_DIED = "LS702"
+LATEST = f"{INGEST.folder}/latest.json"
+TOO_LARGE = {"LS702", "LS703"}
+"""A worker died of the case, or would have."""
 
 
 def ingest(context: Context, limit: int | None = None) -> Record:
@@ -32,8 +34,8 @@ def ingest(context: Context, limit: int | None = None) -> Record:
     """
     source = _source(context)
     found = _find(context, source.cases[:limit])
-    records = [record(artifact) for artifact in found.values() if artifact]
-    todo = [case for case, artifact in found.items() if artifact is None]
+    records = [stored for stored in found.values() if stored]
+    todo = [case for case, stored in found.items() if stored is None]
     made, quarantined = _make(context, todo) if todo else ([], [])
     note = f"{len(made)} new, {len(records)} stored before, {len(quarantined)} quarantined"
     context.report.finished("ingest", note, cached=not todo)
@@ -53,9 +55,7 @@ def ingest(context: Context, limit: int | None = None) -> Record:
         "cases": [asdict(case) for case in records],
         "quarantined": quarantined,
     }
-    folder = context.store / INGEST.folder
-    with writable(folder):
-        write_atomically(folder / LATEST, json.dumps(result, indent=1).encode())
+    context.store.write(LATEST, json.dumps(result, indent=1).encode())
     return {**result, "made": len(made), "cached": not todo}
 
 
@@ -67,11 +67,11 @@ def stored_cases(context: Context) -> Record:
     """
     if context.settings.source is not None:
         return ingest(context)
-    path = context.store / INGEST.folder / LATEST
-    if not path.exists():
+    latest = context.store.read(LATEST)
+    if latest is None:
         what = f"the store {context.store} holds no cases"
         raise LiversegError("LS206", what, "a store that was ingested into", "Run liverseg ingest first")
-    return {**json.loads(path.read_text()), "cached": True}
+    return {**json.loads(latest), "cached": True}
 
 
 def data_report(context: Context, cases: Record) -> list[CaseRow]:
@@ -81,13 +81,13 @@ def data_report(context: Context, cases: Record) -> list[CaseRow]:
         context: The one that the cases were ingested with.
         cases: The result of `ingest`.
     """
-    stored = (load(context.store / INGEST.folder / case["key"]) for case in cases["cases"])
+    stored = stored_facts(context.store, [case["key"] for case in cases["cases"]])
     refused = ({**entry, "problem": entry["reason"]} for entry in cases["quarantined"])
-    return describe([*(artifact.facts for artifact in stored if artifact), *refused])
+    return describe(itertools.chain(filter(None, stored), refused))
 
 
-def plan(context: Context, limit: int | None = None) -> dict[CaseSource, Artifact | None]:
-    """Each case of the source, with its artifact where it is stored already."""
+def plan(context: Context, limit: int | None = None) -> dict[CaseSource, CaseRecord | None]:
+    """Each case of the source, with its record where it is stored already."""
     return _find(context, _source(context).cases[:limit])
 
 
@@ -99,34 +99,45 @@ def _source(context: Context) -> Source:
     return override_spacings(source, settings.ingest.spacing_overrides)
 
 
-def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Artifact | None]:
-    folder, config = context.store / INGEST.folder, context.settings.ingest
-    return {case: load(folder / case_recipe(case, config).key) for case in cases}
+def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, CaseRecord | None]:
+    keys = {case: case_recipe(case, context.settings.ingest).key for case in cases}
+    facts = stored_facts(context.store, keys.values())
+    pairs = zip(keys.items(), facts, strict=True)
+    return {case: record(key, found) if found else None for (case, key), found in pairs}
 
 
 def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord], list[dict[str, str]]]:
     settings, cases = context.settings, list(todo)
-    made: list[CaseRecord] = []
+    made: dict[str, Facts] = {}
     quarantined: list[dict[str, str]] = []
-    # A function of the core: unpickling one of this module would make every worker import Prefect.
-    work = functools.partial(ingest_case, config=settings.ingest, store=context.store.absolute())
-    with context.open_runner() as runner:
-        outcome: Outcome[CaseSource, Artifact]
-        for done, outcome in enumerate(runner.map(work, cases), 1):
-            if outcome.error and not _quarantines(outcome.error):
-                raise outcome.error
-            if outcome.error:
-                error = outcome.error
-                quarantined.append({"case": outcome.item.case, "code": error.code, "reason": str(error)})
-            elif outcome.result:
-                made.append(record(outcome.result))
-            context.report.progress("ingest", done, len(cases), outcome.item.case)
-    return made, sorted(quarantined, key=lambda entry: entry["case"])
+    try:
+        with context.open_runner() as runner:
+            # Of the core: unpickling a function of this module would make every worker import Prefect.
+            work = functools.partial(
+                ingest_case,
+                config=settings.ingest,
+                store=context.store,
+            )
+            outcome: Outcome[CaseSource, Artifact]
+            for done, outcome in enumerate(runner.map(work, cases), 1):
+                if outcome.error and not _quarantines(outcome.error):
+                    raise outcome.error
+                if outcome.error:
+                    error = outcome.error
+                    quarantined.append({"case": outcome.item.case, "code": error.code, "reason": str(error)})
+                elif outcome.result:
+                    made[outcome.result.key] = outcome.result.facts
+                context.report.progress("ingest", done, len(cases), outcome.item.case)
+    finally:
+        if made:
+            remember(context.store, made)
+    records = [record(key, facts) for key, facts in made.items()]
+    return records, sorted(quarantined, key=lambda entry: entry["case"])
 
 
 def _quarantines(error: LiversegError) -> bool:
     """Whether an error stops its case alone; any other, such as a full disk, stops the stage."""
-    return error.exit_code is ExitCode.BAD_INPUT or error.code == WORKER_DIED
+    return error.exit_code is ExitCode.BAD_INPUT or error.code in TOO_LARGE
 
 
 ingest_task = stage_task(ingest)

@@ -19,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
 
-from liverseg_core.artifact import library_versions, load, verify
+from liverseg_core.artifact import load, verify
 from liverseg_core.errors import LiversegError
+from liverseg_core.provenance import library_versions
 from tasks.registry import (
     DICE,
     DIGEST,

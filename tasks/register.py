@@ -3,8 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, digest_json, git_commit, produce
-from liverseg_core.stages import REGISTER, TRAIN
+from liverseg_core.artifact import Facts, Recipe, digest_json
+from liverseg_core.produce import produce
+from liverseg_core.provenance import git_commit
+from liverseg_core.stages import EVALUATE, REGISTER, TRAIN
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 from tasks.train import open_training_run
@@ -26,7 +28,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
         from tasks.tracking import connect, find_run, finish_run
 
         settings = context.settings
-        tracking = connect(config.tracking_uri, context.store, config.experiment)
+        tracking = connect(config.tracking_uri, settings.store, config.experiment)
         run_id = find_run(tracking, model["key"])
         if run_id is None:  # trained under another tracking store, or this one's run was deleted
             run_id = open_training_run(context, dataset, model["key"])
@@ -35,8 +37,8 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
             key=recipe.key,
             run_id=run_id,
             name=config.model,
-            model=context.store / TRAIN.folder / model["key"],
-            evaluation=Path(evaluation["path"]),
+            model=context.store.fetch(TRAIN, model["key"]),
+            evaluation=context.store.fetch(EVALUATE, evaluation["key"]),
             summary=evaluation["summary"],
             validation=dataset["validation_key"],
             data_key=dataset["key"],

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
+from tasks.context import require_tracking
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are.
 for _name, _value in {
@@ -73,19 +74,21 @@ class Tracking:
     folder: Path | None
 
 
-def connect(tracking_uri: str | None, store: Path, experiment: str) -> Tracking:
+def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tracking:
     """Point this process at a tracking store and make sure that it answers and has the experiment.
 
     Args:
         tracking_uri: As configured; else `MLFLOW_TRACKING_URI`; else SQLite in the store.
-        store: The store's root folder; artifacts go beside the database.
+        store: The store; artifacts go beside the database.
         experiment: The experiment's name.
 
     Raises:
-        LiversegError: LS401 when the server does not answer or refuses, within about twelve seconds.
+        LiversegError: LS401 when the server does not answer or refuses, within about twelve seconds; LS214
+            when none is named and the store is no folder.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    folder = None if uri else store.resolve()
+    require_tracking(tracking_uri, store)
+    folder = None if uri else Path(store).resolve()
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{folder / 'mlflow.db'}"

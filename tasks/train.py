@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from liverseg_core.artifact import Facts, Recipe, digest_json, produce
+from liverseg_core.artifact import Facts, Recipe, digest_json
 from liverseg_core.errors import Interrupted
-from liverseg_core.stages import INGEST, TRAIN
-from tasks.context import Context, Record
+from liverseg_core.produce import produce
+from liverseg_core.stages import TRAIN
+from tasks.context import Context, Record, fetch_cases
 from tasks.stage import stage_task
 
 
@@ -37,7 +38,7 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     settings, training = context.settings, dataset["training"]
     run_id = open_training_run(context, dataset, key)
     job = TrainJob(
-        cases=[context.store / INGEST.folder / case["key"] for case in training],
+        cases=list(fetch_cases(context, training).values()),
         config=settings.train,
         ingest=settings.ingest,
         compute=settings.compute,
@@ -63,7 +64,7 @@ def open_training_run(context: Context, dataset: Record, key: str) -> str:
     from tasks.tracking import connect, open_run
 
     settings = context.settings
-    tracking = connect(settings.register_.tracking_uri, context.store, settings.register_.experiment)
+    tracking = connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
     params = {"train": settings.train.canonical(), "ingest": settings.ingest.canonical()}
     tags = {"liverseg.data_key": dataset["key"], "liverseg.dataset": dataset["dataset"]}
     return open_run(tracking, key, f"{dataset['dataset']} {key[:8]}", params, tags)

@@ -195,7 +195,7 @@ class S3Server:
 
     def reads(self) -> int:
         """How often an object was asked for."""
-        return len(re.findall(r"\bGET /[^/ ]+/[^ ]+ HTTP", self.log.read_text()))
+        return len(re.findall(r"\bGET /[^/ ?]+/[^ ]+ HTTP", self.log.read_text()))
 
 
 def _s3_client(url: str, key: str, secret: str) -> Any:

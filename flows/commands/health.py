@@ -3,20 +3,23 @@
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.commands.options import Config, Json, Store, print_json
 from flows.console import DATA, plain_table, say
 from flows.settings import RECIPES, load_settings
-from liverseg_core.artifact import git_commit, load
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
+from liverseg_core.local_store import open_store
+from liverseg_core.provenance import git_commit
 from liverseg_core.stages import STAGES
+from tasks.context import require_tracking
 
 PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
 SAFE = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}
@@ -26,27 +29,50 @@ LOW_DISK_GB = 5
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for verb in (status, doctor, info):
+    for verb in (status, gc, doctor, info):
         app.command()(verb)
 
 
 def status(config: Config = None, store: Store = None, as_json: Json = False) -> None:
     """What the store holds, stage by stage."""
-    root = Path(load_settings(config, store=store).store)
+    settings = load_settings(config, store=store)
+    root = open_store(settings.store, settings.storage)
     rows = []
     for stage in STAGES:
-        folder = root / stage.folder
-        paths = sorted(folder.glob("*")) if folder.is_dir() else []
-        complete = [path for path in paths if path.is_dir() and not path.name.startswith(".") and load(path)]
-        begun = [path for path in paths if path.is_dir() and path.name.startswith(".staging-")]
-        size = sum(file.stat().st_size for path in complete for file in path.rglob("*") if file.is_file())
-        mb = round(size / 1e6, 1)
-        rows.append({"stage": stage.name, "complete": len(complete), "unfinished": len(begun), "mb": mb})
+        found = root.survey(stage)
+        sizes = {"complete": found.complete, "unfinished": len(found.leftovers)}
+        rows.append({"stage": stage.name, **sizes, "mb": round(found.size / 1e6, 1)})
     if as_json:
         print_json({"store": str(root), "stages": rows})
     else:
         DATA.print(plain_table(("stage", "complete", "unfinished", "mb"), [[*row.values()] for row in rows]))
         say(f"Store {root}")
+
+
+def gc(
+    config: Config = None,
+    store: Store = None,
+    hours: Annotated[float, typer.Option("--older-than", min=0, help="Hours without a change.")] = 24,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed runs left unfinished, and this machine's copies; no artifact of the store."""
+    settings = load_settings(config, store=store)
+    root = open_store(settings.store, settings.storage)
+    rows = []
+    for stage in STAGES:
+        for old in root.survey(stage).leftovers:
+            idle_h = (time.time() - old.modified) / 3600
+            if idle_h < hours:
+                continue
+            done = "would go" if dry_run else "removed" if root.discard(old) else "in use"
+            mb = round(old.size / 1e6, 1)
+            rows.append({"place": old.place, "mb": mb, "idle_h": round(idle_h), "state": done})
+    if as_json:
+        print_json(rows)
+    else:
+        DATA.print(plain_table(("place", "mb", "idle h", ""), [[*row.values()] for row in rows]))
+        say(f"Store {root}: {len(rows)} leftovers older than {hours:g} hours")
 
 
 def doctor(config: Config = None, store: Store = None, as_json: Json = False) -> None:
@@ -113,6 +139,9 @@ def _check_libraries(_: Settings) -> str:
 
 
 def _check_store(settings: Settings) -> str:
+    if settings.store.startswith("s3://"):
+        open_store(settings.store, settings.storage).write("doctor", b"This may be deleted.")
+        return f"{settings.store} can be written"
     root = Path(settings.store).absolute()
     existing = next(path for path in (root, *root.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
@@ -134,11 +163,12 @@ def _check_device(settings: Settings) -> str:
 
 def _check_mlflow(settings: Settings) -> str:
     uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    require_tracking(uri, settings.store)
     if uri is None:
         return "SQLite in the store"
     from tasks.tracking import connect
 
-    return connect(uri, Path(settings.store), settings.register_.experiment).uri
+    return connect(uri, settings.store, settings.register_.experiment).uri
 
 
 def _check_prefect(_: Settings) -> str:

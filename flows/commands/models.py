@@ -12,6 +12,7 @@ from flows.commands.options import Config, Device, Json, Store, print_json
 from flows.console import DATA, dice_table, plain_table, say, watching
 from liverseg_core.config import Settings
 from liverseg_core.durable import is_disk_full
+from liverseg_core.environment import user_cache
 from liverseg_core.errors import LiversegError
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
@@ -103,7 +104,7 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     register = settings.register_
     versions = []
     if _is_tracked(settings):
-        tracking = connect(register.tracking_uri, Path(settings.store), register.experiment)
+        tracking = connect(register.tracking_uri, settings.store, register.experiment)
         versions = list_versions(tracking, register.model)
     if as_json:
         print_json([asdict(version) for version in versions])
@@ -160,8 +161,10 @@ def _model_folder(reference: str, config: str | None, store: str | None) -> Path
     settings = load_settings(config, store=store)
     if not _is_tracked(settings):
         raise _no_model(reference)
-    connect(settings.register_.tracking_uri, Path(settings.store), settings.register_.experiment)
-    return fetch_model(reference, Path(settings.store) / "fetched")
+    connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    elsewhere = settings.store.startswith("s3://")
+    kept = user_cache() / "models" if elsewhere else Path(settings.store) / "fetched"
+    return fetch_model(reference, kept)
 
 
 def _is_tracked(settings: Settings) -> bool:

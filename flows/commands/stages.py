@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -146,7 +145,7 @@ def _show(result: Record) -> None:
     DATA.print(dice_table(evaluation["summary"]))
     aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
     say(f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}")
-    say(f"Pictures   {Path(evaluation['path']) / 'pictures'}")
+    say(f"Pictures   {evaluation['path']}/pictures")
 
 
 def _quarantine(cases: Record) -> None:

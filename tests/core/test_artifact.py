@@ -17,10 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from liverseg_core import artifact
-from liverseg_core.artifact import Artifact, Recipe, Stage, load, produce, verify
+from liverseg_core.artifact import Artifact, Recipe, Stage, load, verify
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.local_store import LocalStore
+from liverseg_core.produce import produce
+from liverseg_core.provenance import library_versions
 
 PLAIN = Stage("plain", "plains", version=1)
 RESUMABLE = Stage("resumable", "resumables", version=1, resumable=True)
@@ -53,9 +55,9 @@ def complete_or_absent(store: Path) -> None:
 
 
 def test_made_once(tmp_path: Path) -> None:
-    made = produce(tmp_path, recipe(), make)
+    made = produce(LocalStore(tmp_path), recipe(), make)
     assert (made.cached, made.facts["answer"], made.key) == (False, 42, recipe().key)
-    found = produce(tmp_path, recipe(), lambda folder: pytest.fail("made again"))
+    found = produce(LocalStore(tmp_path), recipe(), lambda folder: pytest.fail("made again"))
     assert found.cached
     assert found.manifest == made.manifest
     assert found.facts == made.facts
@@ -101,7 +103,7 @@ def test_a_crash_at_any_commit_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, stage: Stage, after: bool
 ) -> None:
     """Stop before or after the n-th call of each kind, for every n; then the same command again."""
-    expected = digests(produce(tmp_path / "expected", recipe(stage), make))
+    expected = digests(produce(LocalStore(tmp_path / "expected"), recipe(stage), make))
     module, _, name = call.rpartition(".")
     owner = functools.reduce(getattr, module.split(".")[1:], sys.modules[module.split(".")[0]])
     real, crashed = getattr(owner, name), True
@@ -120,12 +122,12 @@ def test_a_crash_at_any_commit_point(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, crash)
             try:
-                produce(store, recipe(stage), make)
+                produce(LocalStore(store), recipe(stage), make)
                 crashed = False
             except KeyboardInterrupt:
                 pass
         complete_or_absent(store)
-        made = produce(store, recipe(stage), make)
+        made = produce(LocalStore(store), recipe(stage), make)
         assert digests(made) == expected
         assert list((store / stage.folder).glob(".staging*/*")) == []
         if not crashed:
@@ -136,7 +138,9 @@ def test_a_crash_at_any_commit_point(
 MAKER = """
 import sys, time
 from pathlib import Path
-from liverseg_core.artifact import Recipe, Stage, produce
+from liverseg_core.artifact import Recipe, Stage
+from liverseg_core.local_store import LocalStore
+from liverseg_core.produce import produce
 from liverseg_core.durable import write_atomically
 def make(folder):
     print("making", flush=True)
@@ -144,7 +148,8 @@ def make(folder):
         write_atomically(folder / f"{i}.bin", bytes([i]) * 1000)
         time.sleep(float(sys.argv[2]))
     return {}
-made = produce(Path(sys.argv[1]), Recipe(Stage("s", "s", 1, resumable=sys.argv[3] == "r"), {}, {}), make)
+store = LocalStore(Path(sys.argv[1]))
+made = produce(store, Recipe(Stage("s", "s", 1, resumable=sys.argv[3] == "r"), {}, {}), make)
 print(made.cached)
 """
 
@@ -220,7 +225,7 @@ def test_what_a_broken_off_make_leaves(tmp_path: Path, stage: Stage, kept: bool)
         raise LiversegError("LS318", "x", "y", "z")
 
     with pytest.raises(LiversegError, match="LS318"):
-        produce(tmp_path, recipe(stage), break_off)
+        produce(LocalStore(tmp_path), recipe(stage), break_off)
     complete_or_absent(tmp_path)
     seen: list[str] = []
 
@@ -228,7 +233,7 @@ def test_what_a_broken_off_make_leaves(tmp_path: Path, stage: Stage, kept: bool)
         seen.extend(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         return make(folder)
 
-    made = produce(tmp_path, recipe(stage), go_on)
+    made = produce(LocalStore(tmp_path), recipe(stage), go_on)
     assert seen == (["progress"] if kept else []), "torn files never stay"
     assert sorted(digests(made)) == sorted([*CONTENT, *seen])
     verify(made)
@@ -246,21 +251,21 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -
     with monkeypatch.context() as patch:
         patch.setattr(call, fail_with(errno.ENOSPC, os.fsync))
         with pytest.raises(LiversegError, match="LS701") as caught:
-            produce(tmp_path, recipe(), make)
+            produce(LocalStore(tmp_path), recipe(), make)
     assert caught.value.exit_code == ExitCode.RESOURCES == 7
     complete_or_absent(tmp_path)
-    verify(produce(tmp_path, recipe(), make))
+    verify(produce(LocalStore(tmp_path), recipe(), make))
 
 
 def test_unwritable_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LiversegError, match="LS203") as caught:
-        produce(tmp_path / "file" / "store", recipe(), make)
+        produce(LocalStore(tmp_path / "file" / "store"), recipe(), make)
     assert caught.value.exit_code == ExitCode.USAGE == 2
 
 
 def test_a_damaged_manifest_is_named(build: SimpleNamespace, tmp_path: Path) -> None:
-    made = produce(tmp_path, recipe(), make)
+    made = produce(LocalStore(tmp_path), recipe(), make)
     path = made.path / "manifest.json"
     whole = path.read_bytes()
     generator = random.Random(0)
@@ -275,7 +280,7 @@ def test_a_damaged_manifest_is_named(build: SimpleNamespace, tmp_path: Path) -> 
     for content in damaged:
         path.write_bytes(content)
         assert build.refusal(load, made.path) == "LS501"
-        assert build.refusal(produce, tmp_path, recipe(), make) == "LS501"
+        assert build.refusal(produce, LocalStore(tmp_path), recipe(), make) == "LS501"
     path.write_bytes(whole)
     moved = made.path.rename(made.path.with_name("another key"))
     assert build.refusal(load, moved) == "LS501", "a manifest speaks of its own folder only"
@@ -283,10 +288,10 @@ def test_a_damaged_manifest_is_named(build: SimpleNamespace, tmp_path: Path) -> 
 
 
 def test_a_folder_without_manifest_is_made_anew(tmp_path: Path) -> None:
-    made = produce(tmp_path, recipe(), make)
+    made = produce(LocalStore(tmp_path), recipe(), make)
     (made.path / "manifest.json").unlink()
     (made.path / "a.bin").write_bytes(b"old")
-    again = produce(tmp_path, recipe(), make)
+    again = produce(LocalStore(tmp_path), recipe(), make)
     assert not again.cached
     assert digests(again) == digests(made)
 
@@ -301,7 +306,7 @@ def test_a_folder_without_manifest_is_made_anew(tmp_path: Path) -> None:
     ],
 )
 def test_verify_names_the_file(tmp_path: Path, name: str, trouble: str) -> None:
-    made = produce(tmp_path, recipe(), make)
+    made = produce(LocalStore(tmp_path), recipe(), make)
     if name == "missing":
         (made.path / "a.bin").unlink()
     elif name == "changed":
@@ -315,9 +320,9 @@ def test_verify_names_the_file(tmp_path: Path, name: str, trouble: str) -> None:
 
 
 def test_large_files_are_only_sized_when_asked(tmp_path: Path) -> None:
-    made = produce(tmp_path, recipe(), make)
+    made = produce(LocalStore(tmp_path), recipe(), make)
     (made.path / "a.bin").write_bytes(b"b" * 5000)
     verify(made, read_up_to=4999)
     with pytest.raises(LiversegError, match="LS502"):
         verify(made, read_up_to=5000)
-    assert artifact.library_versions(("numpy",)).keys() == {"numpy"}
+    assert library_versions(("numpy",)).keys() == {"numpy"}

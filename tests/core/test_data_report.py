@@ -14,6 +14,7 @@ from liverseg_core.config import IngestConfig
 from liverseg_core.data_report import MEANING, describe
 from liverseg_core.ingest import ingest_case
 from liverseg_core.label_survey import LabelSurvey
+from liverseg_core.local_store import LocalStore
 from liverseg_core.phantom import PhantomSpec, write_phantom_tar
 from liverseg_core.source import open_source
 from liverseg_core.verify import verify_case
@@ -48,7 +49,7 @@ def test_verify_finds_what_ingest_stores(build: SimpleNamespace, tmp_path: Path,
     matrix = build.affine(code, (1.5, 2, 2.5))
     case = build.case(tmp_path, *(build.zipped(build.nifti(part, matrix)) for part in (image, label)))
     for config in (IngestConfig(), IngestConfig(spacing_mm=None, shrink=2)):
-        stored = ingest_case(case, config, tmp_path / "store").facts
+        stored = ingest_case(case, config, LocalStore(tmp_path / "store")).facts
         assert json.loads(json.dumps(verify_case(case, config))) == {**stored, "problem": None}
     (row,) = describe([stored])
     assert (row.orientation, row.shape, row.spacing_mm) == (code, (30, 28, 40), (1.5, 2, 2.5))

@@ -22,6 +22,7 @@ from liverseg_core.geometry import (
     resampled_grid,
 )
 from liverseg_core.ingest import ingest_case
+from liverseg_core.local_store import LocalStore
 from liverseg_core.source import open_source
 from liverseg_core.store import Case, open_case, read_volume
 
@@ -159,7 +160,7 @@ def test_world_ramp(
     grid = Grid(shape, build.affine("".join(codes), old, turn).astype(np.float32).astype(float))
     folder = tmp_path_factory.mktemp("ramp")
     stored = ingest_case(
-        build.case(folder, ramp(build, grid, axis)), IngestConfig(spacing_mm=new), folder / "s"
+        build.case(folder, ramp(build, grid, axis)), IngestConfig(spacing_mm=new), LocalStore(folder / "s")
     )
     assert_is_ramp(open_case(stored.path), grid, axis)
 
@@ -173,11 +174,11 @@ def test_world_ramp_through_a_tar(build: SimpleNamespace, tmp_path: Path) -> Non
     cases = {f"liver_{i}": (ramp(build, grid, i), None) for i, grid in enumerate(grids)}
     source = open_source(str(build.tar(tmp_path / "t.tar", build.members(cases))))
     for i, (case, grid) in enumerate(zip(source.cases, grids, strict=True)):
-        opened = open_case(ingest_case(case, IngestConfig(), tmp_path / "store").path)
+        opened = open_case(ingest_case(case, IngestConfig(), LocalStore(tmp_path / "store")).path)
         assert opened.grid.spacing_mm == pytest.approx((1, 1, 1))
         assert_is_ramp(opened, grid, i)
         shrunk = IngestConfig(spacing_mm=None, shrink=2)
-        halved = open_case(ingest_case(case, shrunk, tmp_path / "store").path)
+        halved = open_case(ingest_case(case, shrunk, LocalStore(tmp_path / "store")).path)
         assert_is_ramp(halved, grid, i)
 
 
@@ -192,7 +193,7 @@ def test_orientation_files_give_one_volume(
     found = []
     for path in paths:
         case = build.case(tmp_path, path.read_bytes(), name=path.name[:3])
-        found.append(open_case(ingest_case(case, config, tmp_path / "store").path))
+        found.append(open_case(ingest_case(case, config, LocalStore(tmp_path / "store")).path))
     first = read_volume(found[0].image)
     assert first.std() > 10
     for case in found[1:]:

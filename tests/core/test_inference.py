@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from liverseg_core.artifact import Facts, Recipe, produce
+from liverseg_core.artifact import Facts, Recipe
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference import load_model, predict_probabilities
+from liverseg_core.local_store import LocalStore
 from liverseg_core.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
 from liverseg_core.networks import build_network
 from liverseg_core.predict import drop_small_lesions
+from liverseg_core.produce import produce
 from liverseg_core.stages import TRAIN
 
 CPU = torch.device("cpu")
@@ -160,7 +162,7 @@ def test_a_trained_model_with_a_flipped_bit_is_named(tmp_path: Path) -> None:
         save_model(folder, build_network(spec.network), spec)
         return {}
 
-    folder = produce(tmp_path, Recipe(TRAIN, {}, {}), make).path
+    folder = produce(LocalStore(tmp_path), Recipe(TRAIN, {}, {}), make).path
     load_model(folder)
     weights = bytearray((folder / WEIGHTS).read_bytes())
     weights[-1] ^= 1

@@ -26,6 +26,7 @@ from liverseg_core.ingest import (
     plan_target,
     record,
 )
+from liverseg_core.local_store import LocalStore
 from liverseg_core.source import CaseSource
 from liverseg_core.store import open_case, read_volume
 from liverseg_core.verify import verify_case
@@ -71,7 +72,7 @@ def test_storage_does_not_matter(
         tmp_path / "other", build.zipped(build.nifti(stored, matrix, slope)), case.label.read()
     )
     ours, expected = (
-        open_case(ingest_case(one, IngestConfig(), tmp_path / "s").path) for one in (other, case)
+        open_case(ingest_case(one, IngestConfig(), LocalStore(tmp_path / "s")).path) for one in (other, case)
     )
     np.testing.assert_array_equal(read_volume(ours.image), read_volume(expected.image))
     assert ours.fingerprint["content"] == expected.fingerprint["content"]
@@ -82,12 +83,12 @@ def digests(artifact: Artifact) -> dict[str, str]:
 
 
 def test_twice_the_same_bytes(case: CaseSource, tmp_path: Path) -> None:
-    first, second = (ingest_case(case, IngestConfig(), tmp_path / name) for name in "ab")
+    first, second = (ingest_case(case, IngestConfig(), LocalStore(tmp_path / name)) for name in "ab")
     assert (first.key, digests(first), first.facts) == (second.key, digests(second), second.facts)
-    again = ingest_case(case, IngestConfig(), tmp_path / "a")
+    again = ingest_case(case, IngestConfig(), LocalStore(tmp_path / "a"))
     assert again.cached
     assert not first.cached
-    assert record(again) == record(first)
+    assert record(again.key, again.facts) == record(first.key, first.facts)
 
 
 def test_key_changes_with_what_decides_the_voxels_and_only_that(
@@ -127,7 +128,7 @@ def test_key_changes_with_what_decides_the_voxels_and_only_that(
 
 
 def test_fingerprint_is_numpy_s(case: CaseSource, tmp_path: Path) -> None:
-    stored = ingest_case(case, IngestConfig(positions_per_class=50), tmp_path / "s")
+    stored = ingest_case(case, IngestConfig(positions_per_class=50), LocalStore(tmp_path / "s"))
     opened = open_case(stored.path)
     image, label, found = read_volume(opened.image), read_volume(opened.label), opened.fingerprint
     assert found["voxels"] == np.bincount(label.ravel(), minlength=3).tolist()
@@ -145,7 +146,7 @@ def test_fingerprint_is_numpy_s(case: CaseSource, tmp_path: Path) -> None:
     for c, positions in opened.positions.items():
         assert len(positions) == 50 == len({tuple(position) for position in positions})
         assert np.all(label[tuple(positions.T)] == c)
-    assert record(stored).tumour
+    assert record(stored.key, stored.facts).tumour
 
 
 def test_positions_are_spread_and_bounded(build: SimpleNamespace, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_positions_are_spread_and_bounded(build: SimpleNamespace, tmp_path: Path
     label[20, 20, 70:77] = 2
     raw = build.zipped(build.nifti(label, np.eye(4)))
     positions = open_case(
-        ingest_case(build.case(tmp_path, raw, raw), IngestConfig(), tmp_path / "s").path
+        ingest_case(build.case(tmp_path, raw, raw), IngestConfig(), LocalStore(tmp_path / "s")).path
     ).positions
     assert len(positions[1]) == 2000
     assert 1000 < len(positions[0]) <= 2000
@@ -173,8 +174,10 @@ def test_unlabelled_and_odd_labels(
     found = {}
     for name, label in variants.items():
         packed = None if label is None else build.zipped(build.nifti(label, np.diag([1.5, 1, 1, 1])))
-        found[name] = ingest_case(build.case(tmp_path, image, packed, name), IngestConfig(), tmp_path / "s")
-    records = {name: record(artifact) for name, artifact in found.items()}
+        found[name] = ingest_case(
+            build.case(tmp_path, image, packed, name), IngestConfig(), LocalStore(tmp_path / "s")
+        )
+    records = {name: record(artifact.key, artifact.facts) for name, artifact in found.items()}
     assert [records[name].labelled for name in variants] == [False, True, True]
     assert [records[name].tumour for name in variants] == [False, False, True]
     assert [found[name].facts["flags"] for name in variants] == [[], ["no-liver"], ["no-liver"]]
@@ -208,7 +211,7 @@ def test_a_label_must_lie_on_its_scan(
     case = build.case(
         tmp_path, build.zipped(build.nifti(ball[0], matrix)), build.zipped(build.nifti(label, moved))
     )
-    assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
+    assert build.refusal(ingest_case, case, IngestConfig(), LocalStore(tmp_path / "s")) == code
     problem = verify_case(case)["problem"]
     assert (problem or "")[:5] == code
     assert code == "" or not list((tmp_path / "s").rglob("manifest.json"))
@@ -221,7 +224,7 @@ def test_bad_voxels_and_a_bomb_stop_the_case(build: SimpleNamespace, tmp_path: P
         ("bomb", build.nifti(np.zeros((40, 400, 400), np.int16), np.diag([100, 100, 100, 1.0])), "LS319"),
     ]:
         case = build.case(tmp_path, build.zipped(image), name=name)
-        assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
+        assert build.refusal(ingest_case, case, IngestConfig(), LocalStore(tmp_path / "s")) == code
 
 
 CODES = [
@@ -247,7 +250,7 @@ def test_streaming_is_the_whole_volume_s_answer(build: SimpleNamespace, tmp_path
     config = IngestConfig(
         interpolation=interpolation, label_interpolation="vote" if code[1] in "PS" else "nearest"
     )
-    opened = open_case(ingest_case(case, config, tmp_path / "s").path)
+    opened = open_case(ingest_case(case, config, LocalStore(tmp_path / "s")).path)
     whole_image, whole_label = (scan and scan.whole() for scan in open_scans(case))
     assert whole_image is not None
     target = plan_target(whole_image.header, config)
@@ -294,7 +297,7 @@ def test_the_end_of_every_member_is_checked_before_the_case_is(
     raw = build.nifti(np.zeros((3, 4, depth), np.uint8), np.diag([1, 1, -1, 1.0]))
     parts = {"image": build.zipped(raw), "label": build.zipped(raw)} | {part: change(raw)}
     case = build.case(tmp_path, parts["image"], parts["label"])
-    assert build.refusal(ingest_case, case, IngestConfig(), tmp_path / "s") == code
+    assert build.refusal(ingest_case, case, IngestConfig(), LocalStore(tmp_path / "s")) == code
     assert not list((tmp_path / "s").rglob("manifest.json"))
 
 
@@ -303,6 +306,7 @@ import sys
 from pathlib import Path
 from liverseg_core.config import IngestConfig
 from liverseg_core.ingest import ingest_case
+from liverseg_core.local_store import LocalStore
 from liverseg_core.source import open_source
 
 def megabytes(field):
@@ -311,7 +315,7 @@ def megabytes(field):
 
 (case,) = open_source(sys.argv[1]).cases
 before = megabytes("VmRSS")
-ingest_case(case, IngestConfig(spacing_mm=(1.5, 1.5, 1.5)), Path(sys.argv[2]))
+ingest_case(case, IngestConfig(spacing_mm=(1.5, 1.5, 1.5)), LocalStore(Path(sys.argv[2])))
 print(megabytes("VmHWM") - before)
 """
 
@@ -332,7 +336,7 @@ def test_a_real_ct(build: SimpleNamespace, real_data: Path, tmp_path: Path) -> N
     folder = real_data / "totalseg_example"
     image, label = (folder / name for name in ("example_ct.nii.gz", "example_liver_float64.nii.gz"))
     case = build.case(tmp_path, image.read_bytes(), label.read_bytes())
-    opened = open_case(ingest_case(case, IngestConfig(spacing_mm=None), tmp_path / "s").path)
+    opened = open_case(ingest_case(case, IngestConfig(spacing_mm=None), LocalStore(tmp_path / "s")).path)
     for array, path in ((opened.image, image), (opened.label, label)):
         expected = nib.as_closest_canonical(nib.load(path))
         np.testing.assert_array_equal(read_volume(array), np.asanyarray(expected.dataobj))
@@ -348,7 +352,9 @@ def test_output_is_what_this_version_promises(build: SimpleNamespace, tmp_path: 
         build.zipped(build.nifti(part, build.affine("PIR", (0.75, 1.5, 2.25), turn)))
         for part in (image, label)
     )
-    opened = open_case(ingest_case(build.case(tmp_path, *parts), IngestConfig(), tmp_path / "s").path)
+    opened = open_case(
+        ingest_case(build.case(tmp_path, *parts), IngestConfig(), LocalStore(tmp_path / "s")).path
+    )
     digest = hashlib.sha256(np.round(opened.grid.affine, 6).tobytes())
     for array in (opened.image[:], opened.label[:], *(opened.positions[c] for c in range(3))):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -14,6 +14,7 @@ from isal import igzip
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import ingest_case, memory_needed, open_scans, plan_target, survey_case
+from liverseg_core.local_store import LocalStore
 
 MEASURE = """
 import json, os, sys
@@ -102,4 +103,4 @@ def test_a_giant_is_refused_whatever_its_file_holds(build: SimpleNamespace, tmp_
     packed = igzip.compress(bytes(content) + np.random.default_rng(0).bytes(1 << 21), 0)
     case = build.case(tmp_path, packed, name="giant")
     with pytest.raises(LiversegError, match="LS703: giant needs 2"):
-        ingest_case(case, IngestConfig(), tmp_path / "s", memory_limit=10**9)
+        ingest_case(case, IngestConfig(), LocalStore(tmp_path / "s"), memory_limit=10**9)

@@ -12,6 +12,7 @@ from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
 from liverseg_core.data_report import describe
 from liverseg_core.evaluate import evaluate
 from liverseg_core.ingest import case_recipe, ingest_case, record
+from liverseg_core.local_store import LocalStore
 from liverseg_core.model import Model, ModelSpec
 from liverseg_core.networks import build_network
 from liverseg_core.source import Source
@@ -56,7 +57,7 @@ def test_everything_is_measured_at_the_corrected_spacing(
 ) -> None:
     case = override_spacings(source, str(table)).cases[1]
     config = IngestConfig(spacing_mm=(2, 2, 2))
-    stored = ingest_case(case, config, tmp_path / "store")
+    stored = ingest_case(case, config, LocalStore(tmp_path / "store"))
     facts = stored.facts
     assert facts["native_spacing_mm"] == list(TRUE)
     assert facts["spacing_override_mm"] == list(TRUE)
@@ -65,7 +66,7 @@ def test_everything_is_measured_at_the_corrected_spacing(
     affine = np.array(facts["native_affine"])
     np.testing.assert_allclose(affine[:, :3], np.diag([-1.5, 2, 2.5, 1])[:, :3])
     np.testing.assert_array_equal(affine[:, 3], build.affine("LAS")[:, 3])
-    assert record(stored).flagged
+    assert record(stored.key, stored.facts).flagged
     assert verify_case(case, config) == {**facts, "problem": None}
     (row,) = describe([facts])
     reference_ml = (build.ball()[1] > 0).sum() * 7.5 / 1000
@@ -77,7 +78,7 @@ def test_evaluation_has_true_millimetres_and_predictions_their_scan_s_header(
 ) -> None:
     case = override_spacings(source, str(table)).cases[1]
     config = IngestConfig(spacing_mm=(2, 2, 2))
-    stored = ingest_case(case, config, tmp_path / "store")
+    stored = ingest_case(case, config, LocalStore(tmp_path / "store"))
     assert open_case(stored.path).spacing_override_mm == list(TRUE)
     network = NetworkConfig(channels=(2, 4), residual_units=0)
     spec = ModelSpec(

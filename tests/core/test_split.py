@@ -12,6 +12,7 @@ from liverseg_core.artifact import Artifact
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import CaseRecord
+from liverseg_core.local_store import LocalStore
 from liverseg_core.split import draw_validation, split_cases
 
 
@@ -23,6 +24,11 @@ def records(count: int, unlabelled: int = 0) -> list[CaseRecord]:
     ]
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
 def names(artifact: Artifact, group: str) -> list[str]:
     return [entry["case"] for entry in artifact.facts[group]]
 
@@ -30,8 +36,8 @@ def names(artifact: Artifact, group: str) -> list[str]:
 @pytest.mark.parametrize(
     ("validation", "sizes"), [(27, (104, 27)), (0.2, (105, 26)), (1, (130, 1)), (130, (1, 130))]
 )
-def test_sizes(tmp_path: Path, validation: float, sizes: tuple[int, int]) -> None:
-    made = split_cases("d", records(131, 70), SplitConfig(validation=validation), tmp_path)
+def test_sizes(store: LocalStore, validation: float, sizes: tuple[int, int]) -> None:
+    made = split_cases("d", records(131, 70), SplitConfig(validation=validation), store)
     assert (len(names(made, "training")), len(names(made, "validation"))) == sizes
     assert len(names(made, "unlabelled")) == 70
     everyone = names(made, "training") + names(made, "validation") + names(made, "unlabelled")
@@ -52,43 +58,46 @@ def test_order_does_not_matter_and_seed_does(tmp_path: Path) -> None:
     cases = records(40, 5)
     shuffled = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
     first, second = (
-        split_cases("d", found, SplitConfig(), tmp_path / str(i)) for i, found in enumerate([cases, shuffled])
+        split_cases("d", found, SplitConfig(), LocalStore(tmp_path / str(i)))
+        for i, found in enumerate([cases, shuffled])
     )
     assert first.key == second.key
     assert first.facts == second.facts
     assert draw_validation(cases, SplitConfig(seed=1)) != draw_validation(cases, SplitConfig())
-    assert split_cases("d", shuffled, SplitConfig(), tmp_path / "0").cached
+    assert split_cases("d", shuffled, SplitConfig(), LocalStore(tmp_path / "0")).cached
 
 
-def test_validation_is_frozen_while_data_grows(tmp_path: Path) -> None:
+def test_validation_is_frozen_while_data_grows(store: LocalStore) -> None:
     config = SplitConfig(validation=5)
-    before = split_cases("d", records(20), config, tmp_path)
-    after = split_cases("d", records(60), config, tmp_path)
+    before = split_cases("d", records(20), config, store)
+    after = split_cases("d", records(60), config, store)
     assert names(after, "validation") == names(before, "validation")
     assert len(names(after, "training")) == 55
     assert after.facts["validation_key"] == before.facts["validation_key"]
     assert after.key != before.key
     withdrawn = names(before, "validation")[0]
-    fewer = split_cases("d", [case for case in records(60) if case.case != withdrawn], config, tmp_path)
+    fewer = split_cases("d", [case for case in records(60) if case.case != withdrawn], config, store)
     assert names(fewer, "validation") == names(before, "validation")[1:]
-    other = split_cases("another dataset", records(60), config, tmp_path)
+    other = split_cases("another dataset", records(60), config, store)
     assert len(names(other, "validation")) == 5
-    assert names(split_cases("d", records(60), SplitConfig(validation=6), tmp_path), "validation") != []
+    assert names(split_cases("d", records(60), SplitConfig(validation=6), store), "validation") != []
 
 
-def test_no_frozen_case_left(build: SimpleNamespace, tmp_path: Path) -> None:
+def test_no_frozen_case_left(build: SimpleNamespace, tmp_path: Path, store: LocalStore) -> None:
     config = SplitConfig(validation=2)
-    gone = set(names(split_cases("d", records(10), config, tmp_path), "validation"))
+    gone = set(names(split_cases("d", records(10), config, store), "validation"))
     rest = [case for case in records(10) if case.case not in gone]
-    assert build.refusal(split_cases, "d", rest, config, tmp_path) == "LS334"
+    assert build.refusal(split_cases, "d", rest, config, LocalStore(tmp_path)) == "LS334"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"cases": 5}'])
-def test_a_damaged_frozen_list_is_named(build: SimpleNamespace, tmp_path: Path, content: bytes) -> None:
-    split_cases("d", records(10), SplitConfig(), tmp_path)
+def test_a_damaged_frozen_list_is_named(
+    build: SimpleNamespace, tmp_path: Path, store: LocalStore, content: bytes
+) -> None:
+    split_cases("d", records(10), SplitConfig(), store)
     (path,) = (tmp_path / "datasets").glob("validation-*.json")
     path.write_bytes(content)
-    assert build.refusal(split_cases, "d", records(10), SplitConfig(), tmp_path) == "LS501"
+    assert build.refusal(split_cases, "d", records(10), SplitConfig(), LocalStore(tmp_path)) == "LS501"
 
 
 @pytest.mark.parametrize(
@@ -96,33 +105,33 @@ def test_a_damaged_frozen_list_is_named(build: SimpleNamespace, tmp_path: Path, 
 )
 def test_too_few_cases(build: SimpleNamespace, tmp_path: Path, count: int, validation: float) -> None:
     config = SplitConfig(validation=validation)
-    assert build.refusal(split_cases, "d", records(count, 3), config, tmp_path) == "LS331"
+    assert build.refusal(split_cases, "d", records(count, 3), config, LocalStore(tmp_path)) == "LS331"
     assert not list(tmp_path.rglob("*.json")), "nothing was frozen"
 
 
-def test_the_same_voxels_on_both_sides_are_refused(tmp_path: Path) -> None:
+def test_the_same_voxels_on_both_sides_are_refused(store: LocalStore) -> None:
     cases = records(20)
-    frozen = names(split_cases("d", cases, SplitConfig(), tmp_path), "validation")
+    frozen = names(split_cases("d", cases, SplitConfig(), store), "validation")
     twin = next(case for case in cases if case.case == frozen[0])
     copy = CaseRecord("liver_copy", "another key", True, True, False, twin.content)
     with pytest.raises(LiversegError, match=r"LS330.*liver_copy"):
-        split_cases("d", [*cases, copy], SplitConfig(), tmp_path)
+        split_cases("d", [*cases, copy], SplitConfig(), store)
 
 
 def test_datalist_round_trip(tmp_path: Path) -> None:
-    drawn = split_cases("d", records(20, 3), SplitConfig(validation=4), tmp_path / "a")
+    drawn = split_cases("d", records(20, 3), SplitConfig(validation=4), LocalStore(tmp_path / "a"))
     exported = drawn.path / "dataset_0.json"
     content = json.loads(exported.read_text())
     assert content["training"][0].keys() == {"image", "label"}
     assert content["test"] == [f"imagesTs/{name}.nii.gz" for name in names(drawn, "unlabelled")]
-    again = split_cases("d", records(20, 3), SplitConfig(datalist=str(exported)), tmp_path / "b")
+    again = split_cases("d", records(20, 3), SplitConfig(datalist=str(exported)), LocalStore(tmp_path / "b"))
     assert again.facts == drawn.facts
     assert again.key == drawn.key
     assert not list((tmp_path / "b").rglob("validation-*")), "a datalist freezes nothing"
     part = {"training": ["x/liver_3.nii.gz", {"image": "liver_4.nii"}], "validation": ["liver_5"]}
     exported.with_name("mine.json").write_text(json.dumps(part))
     chosen = split_cases(
-        "d", records(20), SplitConfig(datalist=str(exported.with_name("mine.json"))), tmp_path
+        "d", records(20), SplitConfig(datalist=str(exported.with_name("mine.json"))), LocalStore(tmp_path)
     )
     assert (names(chosen, "training"), names(chosen, "validation")) == (["liver_3", "liver_4"], ["liver_5"])
 
@@ -150,9 +159,11 @@ def test_unusable_datalists(
     if content is not None:
         path.write_text(content)
     config = SplitConfig(datalist=str(path))
-    assert build.refusal(split_cases, "d", records(20, 5), config, tmp_path) == code
+    assert build.refusal(split_cases, "d", records(20, 5), config, LocalStore(tmp_path)) == code
 
 
 def test_unwritable_store(build: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert build.refusal(split_cases, "d", records(9), SplitConfig(), tmp_path / "file") == "LS203"
+    assert (
+        build.refusal(split_cases, "d", records(9), SplitConfig(), LocalStore(tmp_path / "file")) == "LS203"
+    )

@@ -15,6 +15,7 @@ from liverseg_core.artifact import Artifact, load, verify
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import ingest_case
+from liverseg_core.local_store import LocalStore
 from liverseg_core.store import CHUNK, IMAGE, open_case, read_box, read_volume, slabs
 
 SHAPE = (70, 40, 66)
@@ -33,7 +34,9 @@ def volume() -> tuple[np.ndarray, np.ndarray]:
 def stored(build: SimpleNamespace, tmp_path: Path, volume: tuple[np.ndarray, np.ndarray]) -> Artifact:
     matrix = build.affine(spacing=(0.8, 1, 2.5))
     image, label = (build.zipped(build.nifti(part, matrix)) for part in volume)
-    return ingest_case(build.case(tmp_path, image, label), IngestConfig(spacing_mm=None), tmp_path / "store")
+    return ingest_case(
+        build.case(tmp_path, image, label), IngestConfig(spacing_mm=None), LocalStore(tmp_path / "store")
+    )
 
 
 def test_viewers_open_it(stored: Artifact, volume: tuple[np.ndarray, np.ndarray]) -> None:
@@ -104,7 +107,9 @@ def test_boxes(stored: Artifact, volume: tuple[np.ndarray, np.ndarray], start: t
 
 def test_a_shard_holds_a_slab_and_empty_chunks_are_written(build: SimpleNamespace, tmp_path: Path) -> None:
     nothing = build.zipped(build.nifti(np.zeros((130, 3, 130), np.int16), np.diag([1, 1, 1, 1.0])))
-    stored = ingest_case(build.case(tmp_path, nothing, nothing), IngestConfig(), tmp_path / "store")
+    stored = ingest_case(
+        build.case(tmp_path, nothing, nothing), IngestConfig(), LocalStore(tmp_path / "store")
+    )
     for name in ("0", "labels/anatomy/0"):
         folder = stored.path / IMAGE / name
         shards = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

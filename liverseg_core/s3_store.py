@@ -1,0 +1,220 @@
+"""A store in a bucket: files go up under a name of their attempt's own, the manifest last, and only if it is
+the first.
+
+`<stage>/<key>/manifest.json` names the attempt whose files are `<stage>/<key>/<attempt>/…`; so two makers at
+once, or a kill half-way, leave files that no manifest names, and `gc` removes them. Work is staged in a
+folder of this machine, which also keeps copies of what is read here.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from liverseg_core.artifact import MANIFEST, Artifact, Stage, changed, load, parse_manifest
+from liverseg_core.config import StorageConfig
+from liverseg_core.durable import writable
+from liverseg_core.environment import user_cache
+from liverseg_core.local_store import LocalStore, leftover, not_stored
+from liverseg_core.produce import Leftover, Survey
+from liverseg_core.s3_objects import Bucket, Listed, create, delete, get, listing, put
+
+AT_ONCE = 4
+FETCHING = ".fetching-"
+SCHEME = "s3://"
+_in_use: dict[Path, IO[str]] = {}
+
+
+@dataclass(frozen=True)
+class S3Store:
+    """A `Store` in a bucket.
+
+    Args:
+        url: `s3://bucket/prefix`.
+        options: How the bucket is reached, and where this machine keeps copies.
+    """
+
+    url: str
+    options: StorageConfig
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def bucket(self) -> Bucket:
+        """Where the objects are."""
+        return Bucket(self.url.removeprefix(SCHEME).partition("/")[0], self.options)
+
+    @property
+    def copies(self) -> LocalStore:
+        """This machine's staging folders and copies."""
+        base = Path(self.options.copies) if self.options.copies else user_cache() / "stores"
+        return LocalStore(base / hashlib.sha256(self.url.encode()).hexdigest()[:16])
+
+    def find(self, stage: Stage, key: str) -> Artifact | None:
+        """The artifact of this key by its manifest, or None."""
+        data = get(self.bucket, self._key(stage, key, MANIFEST))
+        if data is None:
+            return None
+        manifest = parse_manifest(data, key, f"{self.url}/{stage.folder}/{key}")
+        return Artifact(self.copies.root / stage.folder / key, manifest, cached=True)
+
+    def folders(self, stage: Stage) -> frozenset[str]:
+        """The keys that have objects, a request a thousand; an upload that was cut off counts, too."""
+        prefixes = listing(self.bucket, self._key(stage, ""), "/")
+        return frozenset(entry.key.rstrip("/").rpartition("/")[2] for entry in prefixes if not entry.modified)
+
+    def staging(self, stage: Stage, key: str) -> contextlib.AbstractContextManager[Path]:
+        """A folder of this machine: another machine may make the same meanwhile, and the first one counts."""
+        return self.copies.staging(stage, key)
+
+    def commit(self, stage: Stage, key: str, staging: Path) -> Artifact:
+        """Upload the files, then the manifest unless there is one; keep a copy of what took long to make."""
+        data = (staging / MANIFEST).read_bytes()
+        made = parse_manifest(data, key, staging)
+        attempt = made["attempt"]
+
+        def upload(entry: dict[str, Any]) -> None:
+            content = (staging / entry["path"]).read_bytes()
+            put(self.bucket, self._key(stage, key, attempt, entry["path"]), content)
+
+        _at_once(upload, made["files"])
+        create(self.bucket, self._key(stage, key, MANIFEST), data)
+        there = self.find(stage, key)
+        if there is None:
+            raise not_stored(f"{self.url}/{stage.folder}/{key}")
+        if there.manifest["attempt"] != attempt:  # another machine was first
+            delete(self.bucket, [self._key(stage, key, attempt, entry["path"]) for entry in made["files"]])
+        elif stage.resumable:
+            return self.copies.commit(stage, key, staging)
+        shutil.rmtree(staging)
+        return replace(there, cached=False)
+
+    def fetch(self, stage: Stage, key: str) -> Path:
+        """Copy an artifact here, its files checked on the way; the copy stays while this process runs."""
+        found = self.find(stage, key)
+        if found is None:
+            raise not_stored(f"{self.url}/{stage.folder}/{key}")
+        final = found.path
+        with writable(final.parent):
+            _hold(self.copies.root)
+            copy = load(final)
+            if copy is not None and copy.manifest["attempt"] == found.manifest["attempt"]:
+                os.utime(final / MANIFEST)
+                return final
+            part = Path(tempfile.mkdtemp(prefix=f"{FETCHING}{key}-", dir=final.parent))
+            self._download(stage, found, part)
+            if copy is not None:
+                shutil.rmtree(final)
+            try:
+                part.rename(final)
+            except OSError:  # another process was faster
+                shutil.rmtree(part)
+                if load(final) is None:
+                    raise
+        return final
+
+    def place(self, artifact: Artifact) -> str:
+        """Where a person finds the artifact's files."""
+        return f"{self.url}/{artifact.path.parent.name}/{artifact.key}/{artifact.manifest['attempt']}"
+
+    def read(self, name: str) -> bytes | None:
+        """A small document, or None."""
+        return get(self.bucket, self._prefix + name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a small document."""
+        put(self.bucket, self._prefix + name, data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a small document unless it is there."""
+        create(self.bucket, self._prefix + name, data)
+
+    def survey(self, stage: Stage) -> Survey:
+        """Complete artifacts; attempts that no manifest names, and what this machine keeps."""
+        attempts: defaultdict[str, dict[str, list[Listed]]] = defaultdict(lambda: defaultdict(list))
+        manifests = set()
+        for entry in listing(self.bucket, self._key(stage, "")):
+            key, _, name = entry.key.removeprefix(self._key(stage, "")).partition("/")
+            if name == MANIFEST:
+                manifests.add(key)
+            elif name:
+                attempts[key][name.partition("/")[0]].append(entry)
+        size, leftovers = 0, [leftover(path) for path in self._kept_here(stage)]
+        for key, found in attempts.items():
+            named = next(iter(found)) if len(found) == 1 else self._named(stage, key)
+            for attempt, entries in found.items():
+                total = sum(entry.size for entry in entries)
+                if key in manifests and attempt == named:
+                    size += total
+                else:
+                    place = f"{self.url}/{stage.folder}/{key}/{attempt}"
+                    leftovers.append(Leftover(place, total, max(entry.modified for entry in entries)))
+        return Survey(len(manifests), size, tuple(leftovers))
+
+    def discard(self, leftover: Leftover) -> bool:
+        """Remove a leftover; copies only while no process uses any."""
+        if leftover.place.startswith(SCHEME):
+            key = leftover.place.removeprefix(f"{SCHEME}{self.bucket.name}/")
+            delete(self.bucket, [entry.key for entry in listing(self.bucket, f"{key}/")])
+            return True
+        with (self.copies.root / ".in-use").open("a") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self.copies.discard(leftover)
+        return False
+
+    @property
+    def _prefix(self) -> str:
+        prefix = self.url.removeprefix(SCHEME).partition("/")[2].strip("/")
+        return f"{prefix}/" if prefix else ""
+
+    def _key(self, stage: Stage, *names: str) -> str:
+        return self._prefix + "/".join((stage.folder, *names))
+
+    def _named(self, stage: Stage, key: str) -> str | None:
+        found = self.find(stage, key)
+        return found.manifest["attempt"] if found else None
+
+    def _kept_here(self, stage: Stage) -> Iterator[Path]:
+        folder = self.copies.root / stage.folder
+        return (path for path in sorted(folder.glob("*")) if path.is_dir()) if folder.is_dir() else iter(())
+
+    def _download(self, stage: Stage, found: Artifact, folder: Path) -> None:
+        place = self.place(found)
+
+        def download(entry: dict[str, Any]) -> None:
+            data = get(self.bucket, self._key(stage, found.key, found.manifest["attempt"], entry["path"]))
+            path, whole = folder / entry["path"], f"{self.url}/{stage.folder}/{found.key}"
+            if data is None:
+                raise changed(f"{place}/{entry['path']}", "is missing", whole)
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise changed(f"{place}/{entry['path']}", "does not match its checksum", whole)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+        _at_once(download, found.manifest["files"])
+        (folder / MANIFEST).write_text(json.dumps(found.manifest, indent=1, sort_keys=True))
+
+
+def _at_once(work: Callable[[dict[str, Any]], None], entries: Sequence[dict[str, Any]]) -> None:
+    with ThreadPoolExecutor(AT_ONCE, "objects") as pool:
+        for _ in pool.map(work, entries):
+            pass
+
+
+def _hold(root: Path) -> None:
+    """Say that this process uses copies, until it ends: a reader takes a file that vanishes for zeros."""
+    if root not in _in_use:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".in-use").open("a")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[root] = file
