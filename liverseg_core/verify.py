@@ -9,8 +9,13 @@ from liverseg_core.source import CaseSource
 PLAIN = IngestConfig()
 
 
-def verify_case(case: CaseSource, config: IngestConfig = PLAIN) -> Facts:
+def verify_case(case: CaseSource, config: IngestConfig = PLAIN, memory_limit: int | None = None) -> Facts:
     """Read a case whole, as ingest would.
+
+    Args:
+        case: What to read.
+        config: As for ingest.
+        memory_limit: As for ingest.
 
     Returns:
         The facts that ingest would store, and `problem` None; or `case`, `labelled` and `problem`, the
@@ -20,7 +25,7 @@ def verify_case(case: CaseSource, config: IngestConfig = PLAIN) -> Facts:
         LiversegError: When the source's server fails: that says nothing of the case.
     """
     try:
-        return {**survey_case(case, config), "problem": None}
+        return {**survey_case(case, config, memory_limit), "problem": None}
     except LiversegError as error:
         if error.exit_code is ExitCode.UNREACHABLE:
             raise

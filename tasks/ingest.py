@@ -117,6 +117,7 @@ def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord
                 ingest_case,
                 config=settings.ingest,
                 store=context.store,
+                memory_limit=runner.memory_per_task,
             )
             outcome: Outcome[CaseSource, Artifact]
             for done, outcome in enumerate(runner.map(work, cases), 1):

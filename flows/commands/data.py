@@ -99,8 +99,8 @@ def _verified(dataset: "Source", settings: Settings, page: Path | None) -> list[
     from liverseg_core.data_page import data_page
     from liverseg_core.verify import verify_case
 
-    work = functools.partial(verify_case, config=settings.ingest)
     with watching() as report, open_runner(settings.compute) as runner:
+        work = functools.partial(verify_case, config=settings.ingest, memory_limit=runner.memory_per_task)
         found: list[Facts] = []
         for outcome in _watched("verify", runner.map(work, dataset.cases), len(dataset.cases), report):
             case, error = outcome.item, outcome.error

@@ -20,6 +20,7 @@ MEASURE = """
 import json, os, sys
 from pathlib import Path
 from liverseg_core.config import IngestConfig
+from liverseg_core.local_store import LocalStore
 from liverseg_core.ingest import ingest_case, memory_needed, open_scans, plan_target
 from liverseg_core.source import open_source
 
@@ -27,7 +28,7 @@ def bytes_of(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
-config, store = IngestConfig(interpolation=sys.argv[2]), Path(sys.argv[3])
+config, store = IngestConfig(interpolation=sys.argv[2]), LocalStore(Path(sys.argv[3]))
 small, *cases = sorted(open_source(sys.argv[1]).cases, key=lambda case: case.case)
 ingest_case(small, config, store)  # loads every library
 for case in cases:
@@ -83,7 +84,7 @@ def test_the_headers_foretell_the_memory(build: SimpleNamespace, tmp_path: Path,
 def test_a_case_that_needs_more_than_there_is_is_refused(build: SimpleNamespace, tmp_path: Path) -> None:
     """By name, with both numbers, before anything is set aside or written but the label on its way."""
     case = build.case(tmp_path, *scans(build, {"shape": (200, 200, 40)}), name="giant")
-    config, store = IngestConfig(), tmp_path / "s"
+    config, store = IngestConfig(), LocalStore(tmp_path / "s")
     image, label = open_scans(case)
     need = memory_needed(case, image, label, plan_target(image.header, config))
     for function, arguments in ((ingest_case, (case, config, store)), (survey_case, (case, config))):
