@@ -21,6 +21,7 @@ from flows.runners import PROCESS_BYTES, USABLE, DaskRunner, open_runner
 from liverseg_core.config import ComputeConfig, IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import ingest_case
+from liverseg_core.local_store import LocalStore
 from liverseg_core.phantom import PhantomSpec, write_phantom_tar
 from liverseg_core.runners import Outcome, Runner, SerialRunner
 from liverseg_core.source import CaseSource, Member, open_source
@@ -57,7 +58,7 @@ def test_dask_is_serial_byte_for_byte(dask: Runner, cases: tuple[CaseSource, ...
     for name, runner in {"serial": SerialRunner(), "dask": dask}.items():
         # importable by name: a worker knows no test module
         work = functools.partial(
-            ingest_case, config=IngestConfig(spacing_mm=(4, 4, 4)), store=tmp_path / name
+            ingest_case, config=IngestConfig(spacing_mm=(4, 4, 4)), store=LocalStore(tmp_path / name)
         )
         found[name] = sorted(runner.map(work, cases), key=lambda outcome: outcome.item.case)
     assert [outcome.item for outcome in found["serial"]] == [outcome.item for outcome in found["dask"]]
@@ -168,7 +169,7 @@ def test_a_giant_is_refused_and_the_others_finish(
     work = functools.partial(
         ingest_case,
         config=IngestConfig(spacing_mm=(4, 4, 4)),
-        store=tmp_path / "store",
+        store=LocalStore(tmp_path / "store"),
         memory_limit=small_workers.memory_per_task,
     )
     pids = small_workers.client.run(os.getpid)
