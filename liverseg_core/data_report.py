@@ -24,6 +24,9 @@ HIGHEST_P95_HU = 700
 LEAST_AIR = 0.001
 """Share of voxels at −500 HU or below: around every body, and in its bowel and lungs, there is air."""
 
+NAMED = 5
+"""How many of the cases with the same voxels a row names."""
+
 SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
 
 HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
@@ -59,7 +62,7 @@ class CaseRow:
         tumour_ml: Tumours.
         tumours: 6-connected components.
         flags: Names in `MEANING`.
-        same_voxels_as: The other cases behind `duplicate-voxels`.
+        same_voxels_as: The first `NAMED` other cases behind `duplicate-voxels`.
         problem: Why the case can't be used.
     """
 
@@ -78,7 +81,7 @@ class CaseRow:
 
 
 def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
-    """One row a case, by name; cases of equal voxels are flagged with one another's names.
+    """One row a case, by name; cases of equal voxels are flagged with others' names.
 
     Args:
         found: The facts of each case; of one that could not be read, `case`, `labelled` and `problem`.
@@ -93,8 +96,9 @@ def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
             rows[name] = _row(facts)
             same[facts["fingerprint"]["content"]].append(name)
     for names in same.values():
+        first = sorted(names)[: NAMED + 1]
         for name in names if len(names) > 1 else ():
-            others = tuple(sorted(set(names) - {name}))
+            others = tuple(other for other in first if other != name)[:NAMED]
             flags = (*rows[name].flags, "duplicate-voxels")
             rows[name] = replace(rows[name], flags=flags, same_voxels_as=others)
     return [rows[name] for name in sorted(rows)]
