@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from liverseg_core.config import IngestConfig
@@ -115,6 +116,11 @@ def twice(*images: str) -> list[dict[str, str]]:
     return [{"image": image, "label": "labelsTr/a.nii.gz"} for image in images]
 
 
+def with_test(name: str) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """One more unlabelled case, which is there."""
+    return lambda members: listing(test=[name])(members | {f"T/{name}": members["T/imagesTr/a.nii.gz"]})
+
+
 LISTINGS = [
     ("good", lambda members: members, ""),
     ("no dataset.json", without("dataset.json"), "LS305"),
@@ -138,6 +144,12 @@ LISTINGS = [
     ("absolute path", listing(test=["/etc/passwd"]), "LS307"),
     ("a case twice", listing(training=twice("imagesTr/a.nii.gz", "./imagesTr/a.nii.gz")), "LS308"),
     ("a case in training and test", listing(test=["imagesTr/a.nii.gz"]), "LS308"),
+    ("cases that differ in capitals", with_test("imagesTs/A.nii.gz"), "LS308"),
+    ("a case named in markup", with_test("imagesTs/<script>.nii.gz"), "LS308"),
+    ("a case that spreadsheets run", with_test("imagesTs/=cmd.nii.gz"), "LS308"),
+    ("a case of 65 letters", with_test(f"imagesTs/{'x' * 65}.nii.gz"), "LS308"),
+    ("a path with NUL", listing(test=["imagesTs/b\0.nii.gz"]), "LS307"),
+    ("wrong counts: the lists decide", listing(numTraining=99, numTest=-1), ""),
 ]
 
 
@@ -171,6 +183,7 @@ SPECIAL = [
     ("..", entry("T/../../x"), "LS308"),
     ("absolute", entry("/etc/passwd"), "LS308"),
     ("newline", entry("T/a\nb"), "LS308"),
+    ("NUL", entry(type=tarfile.XHDTYPE, size=512) + b"14 path=T/a\0b\n".ljust(512, b"\0") + entry(), "LS308"),
     ("escape", entry("T/\x1b[2J"), "LS308"),
     ("300 characters", entry("T/" + "x" * 300), ""),
     ("not UTF-8", entry("T/\udcff"), ""),
@@ -206,6 +219,18 @@ def test_special_members(
         end = max(info.offset_data + -(-info.size // 512) * 512 for info in archive)
     path.write_bytes(path.read_bytes()[:end] + block + bytes(1024))
     assert build.refusal(open_source, str(path)) == code
+
+
+@pytest.mark.timeout(60)
+def test_many_members(build: SimpleNamespace, tmp_path: Path, dataset: dict[str, bytes]) -> None:
+    """A fiftieth of a million empty ones: what a million takes is fifty times this, in time and memory."""
+    path = build.tar(tmp_path / "t.tar", dataset)
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(entry(f"T/x{number}") for number in range(20_000)) + whole)
+    before = psutil.Process().memory_info().rss
+    found = open_source(str(path))
+    assert psutil.Process().memory_info().rss - before < 50e6
+    assert len(found.cases) == 2
 
 
 def test_truncation_anywhere_is_named(

@@ -1,5 +1,6 @@
 """Bad inputs through the real command line: a coded line, its class's exit code, nothing half-written."""
 
+import contextlib
 import fcntl
 import gzip
 import io
@@ -8,8 +9,10 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,50 @@ def test_bad_cases_are_set_aside_and_the_rest_goes_on(
     assert report.code == 3
     problems = {one["case"]: one["problem"] for one in report.data["cases"] if one["problem"]}
     assert problems.keys() == {"liver_1", "liver_4"}
+
+
+@contextlib.contextmanager
+def dask_cluster(port: int, workers: int, memory: str) -> Iterator[str]:
+    """A scheduler and workers in processes of their own, as on a cluster."""
+    address, module = f"tcp://127.0.0.1:{port}", [sys.executable, "-m"]
+    here = ["--host", "127.0.0.1", "--no-dashboard"]
+    worker = [
+        *module,
+        "distributed.cli.dask_worker",
+        address,
+        *here,
+        "--nthreads",
+        "1",
+        "--memory-limit",
+        memory,
+    ]
+    commands = [[*module, "distributed.cli.dask_scheduler", "--port", str(port), *here], *[worker] * workers]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    try:
+        yield address
+    finally:
+        for process in reversed(processes):  # workers first, and each with its nanny's leave
+            process.terminate()
+            process.wait()
+
+
+def test_a_giant_among_small_ones(
+    liverseg: Run, phantom: Path, tiny: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """A case that no worker has memory for is set aside by name; the others are made."""
+    affine = np.diag([2.0, 2, 2, 1])[[0, 2, 1, 3]]  # stacked along y: it can't stream
+    giant = nib.Nifti1Image(np.zeros((400, 400, 500), np.int16), affine)
+    changes = {"imagesTs/liver_1000.nii.gz": gzip.compress(giant.to_bytes(), 1, mtime=0)}
+    source, store = rewritten(phantom, tmp_path / "giant.tar", changes), tmp_path / "store"
+    with dask_cluster(free_port(), 2, "500MB") as address:
+        command = ["--config", tiny, "--store", store, "--dask", address, "--json"]
+        ended = liverseg("ingest", source, *command)
+    assert ended.code == 8, ended.err
+    (aside,) = ended.data["quarantined"]
+    assert (aside["case"], aside["code"]) == ("liver_1000", "LS703")
+    assert re.search(r"liver_1000 needs \d+ MB .* a task has 150 MB", aside["reason"])
+    assert len(ended.data["cases"]) == 6
+    half_written(store)
 
 
 def test_nothing_but_bad_cases(liverseg: Run, phantom: Path, tmp_path: Path) -> None:
