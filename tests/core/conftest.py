@@ -20,7 +20,7 @@ from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.geometry import Grid
 from liverseg_core.source import CaseSource, Member
-from liverseg_core.store import CaseWriter
+from liverseg_core.store import CHUNK, CaseWriter
 from liverseg_core.train_job import TrainJob
 
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
@@ -119,7 +119,7 @@ def ball(shape: tuple[int, int, int] = (20, 18, 16)) -> tuple[np.ndarray, np.nda
 @pytest.fixture(scope="session")
 def build() -> SimpleNamespace:
     """The builders of this file."""
-    functions = (nifti, zipped, tar, members, member, case, refusal, affine, ball, train_job)
+    functions = (nifti, zipped, tar, members, member, case, refusal, affine, ball, train_job, stored_case)
     return SimpleNamespace(**{function.__name__: function for function in functions})
 
 
@@ -150,6 +150,19 @@ def train_job(cases: Sequence[Path], told: Mapping[str, Any] | None = None, **ch
     return dataclasses.replace(job, **(told or {}))
 
 
+def stored_case(
+    folder: Path, image: np.ndarray, label: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1)
+) -> Path:
+    """Store a case as ingest does, with every voxel's position."""
+    writer = CaseWriter(folder, Grid(label.shape, np.diag([*spacing, 1.0])), labelled=True)
+    for start in range(0, label.shape[2], CHUNK):
+        writer.write_slab(start, *(part.T[start : start + CHUNK] for part in (image, label)))
+    positions = {c: np.argwhere(label == c).astype(np.int32) for c in range(3)}
+    voxels = np.bincount(label.ravel(), minlength=3).tolist()
+    writer.finish(folder.name, positions, {"fingerprint": {"voxels": voxels}})
+    return folder
+
+
 @pytest.fixture(scope="session")
 def stored_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two stored cases: a bright box, in it a brighter one."""
@@ -160,15 +173,7 @@ def stored_cases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         label[6 + i : 10, 6:10, 5:9] = 2
         noise = np.random.default_rng(i).normal(0, 10, label.shape)
         image = (np.array([-100, 60, 160])[label] + noise).astype(np.int16)
-        folder = tmp_path_factory.mktemp("cases") / f"case-{i}"
-        writer = CaseWriter(folder, Grid(label.shape, np.eye(4)), labelled=True)
-        writer.write_slab(0, image.T, label.T)
-        writer.finish(
-            f"case-{i}",
-            {c: np.argwhere(label == c).astype(np.int32) for c in range(3)},
-            {"fingerprint": {"voxels": np.bincount(label.ravel()).tolist()}},
-        )
-        folders.append(folder)
+        folders.append(stored_case(tmp_path_factory.mktemp("cases") / f"case-{i}", image, label))
     return folders
 
 
