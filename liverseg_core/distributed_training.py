@@ -73,7 +73,7 @@ class World:
         if self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         # norm statistics are brought together before they are used, in `same_statistics`
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
 
     def gradients(self, network: nn.Module, shared: bool) -> contextlib.AbstractContextManager[Any]:
         """Whether processes exchange gradients, which they need only in the last part of a step."""

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 from liverseg_core.config import TrainConfig
@@ -59,7 +59,7 @@ def soft_dice(probabilities: Tensor, y: Tensor, batch: bool) -> Tensor:
     axes = (0, 2, 3, 4) if batch else (2, 3, 4)
     sums = torch.stack([(probabilities * y).sum(axes), probabilities.sum(axes) + y.sum(axes)])
     if batch and distributed.is_initialized():
-        sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+        sums = _OverProcesses.apply(sums)  # type: ignore[no-untyped-call]
     overlap, size = sums
     dice: Tensor = (2 * overlap + SMOOTH) / (size + SMOOTH)
     return dice.mean()
@@ -95,6 +95,22 @@ def means(counts: Float64[Tensor, "6"], step: int) -> Mapping[str, float]:
         if size:
             values[name] = 2 * overlap / size
     return values
+
+
+class _OverProcesses(torch.autograd.Function):
+    """The sum over all training processes: every loss depends on every process's part."""
+
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def _dice_ce(batch: bool, with_ce: bool) -> Callable[[Tensor, Tensor], Tensor]:

@@ -15,14 +15,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from liverseg_core.config import Settings, TrainConfig
+from liverseg_core.checkpoint import load_latest
+from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
 from liverseg_core.losses import one_hot
 from liverseg_core.model import load_model
+from liverseg_core.networks import build_network
 from liverseg_core.optimisation import learning_rate
 from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
+from liverseg_core.validation import scores as validation_scores
+from liverseg_core.validation import validate
 
 MakeJob = Callable[..., TrainJob]
 STEPS = 6
@@ -196,6 +199,8 @@ def test_log_is_told_means_and_rate(make_job: MakeJob, cases: list[Path], tmp_pa
     facts = train(make_job(cases), tmp_path, lambda step, values: told.update({step: values}))
     assert list(told) == [2, 4, 6]
     assert told[6]["patches_per_s"] > 0
+    assert 0 <= told[6]["data_wait_s"] < 60
+    assert told[6]["host_mb"] > 50
     assert facts["loss"] == told[6]["loss"]
 
 
@@ -210,10 +215,145 @@ def test_it_learns(make_job: MakeJob, cases: list[Path], tmp_path: Path, loss: s
     assert load_model(tmp_path, "cpu").spec.activation == {"dice_ce": "softmax", "bce": "sigmoid"}[loss]
 
 
-def test_bf16_runs_and_checkpoints_hold_fp32(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
-    train(make_job(cases, precision="bf16"), tmp_path, silent)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs_and_models_hold_fp32(
+    make_job: MakeJob, cases: list[Path], tmp_path: Path, precision: str
+) -> None:
+    train(make_job(cases, precision=precision), tmp_path, silent)
     model = load_model(tmp_path, "cpu")
     assert {value.dtype for value in model.network.parameters()} == {torch.float32}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_batch_in_parts_is_the_whole_batch(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
+    """Where nothing looks at other patches of the batch: instance norm, each patch's own Dice."""
+    for parts in (1, 2, 4):
+        folder = tmp_path / str(parts)
+        folder.mkdir()
+        network = {"channels": (4, 8), "norm": "instance"}
+        changes = {
+            "network": network,
+            "batch_dice": False,
+            "batch_size": 4,
+            "accumulate": parts,
+            "log_every": 1,
+        }
+        train(make_job(cases, **changes), folder, silent)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    assert losses(tmp_path / "4") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    make_job: MakeJob, cases: list[Path], tmp_path: Path
+) -> None:
+    job = make_job(cases, {"compute": ComputeConfig(processes=3)})
+    with pytest.raises(LiversegError, match=r"LS275: train\.batch_size 2 is not for 3 processes"):
+        train(job, tmp_path, silent)
+
+
+def test_a_patch_that_does_not_fit_is_refused_before_anything_is_read(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    with pytest.raises(LiversegError, match=r"LS273: train.patch_size \(16, 16, 8\) does not fit ahnet"):
+        train(make_job([tmp_path / "no case"], network={"name": "ahnet"}), tmp_path, silent)
+
+
+VALIDATED = {"validate_every": 4, "validate_cases": 2, "log_every": 100, "checkpoint_every": 100}
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
+
+
+def test_validation_is_logged_and_the_best_can_be_chosen(
+    make_job: MakeJob, cases: list[Path], tmp_path: Path
+) -> None:
+    """A learning rate that ruins the weights late: the best and the last are different models."""
+    told: list[tuple[int, Mapping[str, float]]] = []
+    folders = {choose: tmp_path / choose for choose in ("best", "last")}
+    for choose, folder in folders.items():
+        folder.mkdir()
+        ruin = {"learning_rate": 0.3, "schedule": "constant", "gradient_clip": None}
+        job = make_job(cases, {"validation": cases}, steps=40, choose=choose, **ruin, **VALIDATED)
+        facts = train(job, folder, lambda step, values: told.append((step, values)))
+    scores = {
+        line["step"]: (line["validation_dice_liver"] + line["validation_dice_tumour"]) / 2
+        for line in history(folders["best"])
+        if "validation_dice_liver" in line
+    }
+    assert list(scores) == [*range(4, 41, 4)]
+    assert {"loss", "validation_dice_liver", "validation_dice_tumour"} <= set(facts)
+    assert [step for step, values in told if "validation_dice_liver" in values] == [*scores, *scores]
+    best = max(scores.values())
+    for choose, folder in folders.items():
+        sums = validate(load_model(folder, "cpu"), cases, [])
+        found = sum(validation_scores(sums).values()) / 2
+        assert found == pytest.approx(best if choose == "best" else scores[40]), choose
+    assert best > scores[40]
+
+
+def test_training_ends_early_when_nothing_gets_better(
+    make_job: MakeJob, cases: list[Path], tmp_path: Path
+) -> None:
+    job = make_job(
+        cases, {"validation": cases}, steps=80, learning_rate=1e-12, patience=2, optimiser="sgd", **VALIDATED
+    )
+    facts = train(job, tmp_path, silent)
+    assert facts["steps"] == 12, "the first validation is the best, and two more are not better"
+    assert train(job, tmp_path, silent)["resumed_from"] == [12]
+
+
+def test_no_validation_cases_no_validation(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
+    facts = train(make_job(cases, choose="best", **VALIDATED), tmp_path, silent)
+    assert facts["steps"] == STEPS
+
+
+def test_the_average_of_the_weights_becomes_the_model(
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path
+) -> None:
+    """By hand: the same steps, the average followed from the checkpoints of every step."""
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def saved(folder: Path) -> None:
+        found = load_latest(folder, "data", pytest.fail)
+        assert found is not None
+        kept.append(found.state["network"])
+
+    train(make_job(cases, {"saved": saved}, ema=0.15, checkpoint_every=1), tmp_path, silent)
+    # decay is the least of 0.15 and (1 + step) / (10 + step), from the seed's weights on
+    name = next(iter(kept[0]))
+    average = build_network(make_job(cases).config.network, 0).state_dict()[name]
+    for step, weights in enumerate(kept):
+        decay = min(0.15, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights[name]
+    averaged = load_model(tmp_path, "cpu").network.state_dict()[name]
+    torch.testing.assert_close(averaged, average)
+    assert not torch.equal(averaged, kept[-1][name])
+    plain = load_model(whole, "cpu").network.state_dict()[name]
+    assert torch.equal(plain, kept[-1][name]), "the average changes nothing of what it follows"
+
+
+def test_training_starts_from_another_models_weights(
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path
+) -> None:
+    started = {"start_from": whole}
+    train(make_job(cases, started, learning_rate=1e-12, optimiser="sgd"), tmp_path, silent)
+    fresh, tuned = (load_model(folder, "cpu").network.state_dict() for folder in (whole, tmp_path))
+    assert all(torch.allclose(tuned[n], v) for n, v in fresh.items() if "running" not in n and "num" not in n)
+
+
+def test_another_network_cannot_be_started_from(
+    make_job: MakeJob, cases: list[Path], whole: Path, tmp_path: Path
+) -> None:
+    job = make_job(cases, {"start_from": whole}, network={"channels": (4, 16), "norm": "batch"})
+    with pytest.raises(LiversegError, match=r"LS274: .*another network \(its channels\).*\[4, 8\]"):
+        train(job, tmp_path, silent)
+    with pytest.raises(LiversegError, match="LS521"):
+        train(make_job(cases, {"start_from": tmp_path / "none"}), tmp_path, silent)
 
 
 def test_divergence_is_an_error(make_job: MakeJob, cases: list[Path], tmp_path: Path) -> None:
@@ -230,6 +370,8 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert all(np.diff(rates[5:]) < 0)
     constant = TrainConfig(learning_rate=1.0, schedule="constant", warmup=0)
     assert learning_rate(constant, 99) == 1.0
+    poly = TrainConfig(learning_rate=1.0, schedule="poly", warmup=0, steps=100)
+    assert learning_rate(poly, 50) == pytest.approx(0.5**0.9)
 
 
 def test_one_hot_matches_the_definition() -> None:
@@ -237,18 +379,3 @@ def test_one_hot_matches_the_definition() -> None:
     expected = torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1).float()
     assert torch.equal(one_hot(label), expected)
     assert math.isclose(float(one_hot(label).sum()), label.numel())
-
-
-def test_shipped_recipes_are_what_they_say() -> None:
-    folder = Path(__file__).parents[2] / "deployments" / "configs"
-    recipes = {
-        name: Settings.model_validate(yaml.safe_load((folder / f"{name}.yaml").read_text()))
-        for name in ("phantom", "unet")
-    }
-    unet = recipes["unet"]
-    assert unet.train.steps * unet.train.batch_size == 100 * 105 * 5
-    assert (unet.split.validation, unet.ingest.spacing_mm, unet.ingest.shrink) == (26, None, 2)
-    assert (unet.train.loss, unet.train.optimiser, unet.train.schedule) == ("bce", "adam", "constant")
-    phantom = recipes["phantom"]
-    assert phantom.train.precision == "fp32"  # bf16 pays only on some processors
-    assert phantom.split.validation >= 6
