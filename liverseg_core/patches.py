@@ -4,24 +4,32 @@ Sample n draws its class, case, place and augmentation from a generator seeded b
 stream is the same for any number of loader workers, and resuming at a step needs no state but the step.
 """
 
+import multiprocessing
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torchio as tio
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from liverseg_core.arrays import Image, Shape
-from liverseg_core.augment import augment, draw_affine, intensity_transforms, margin
+from liverseg_core.augment import Draw, change_intensities, draw
+from liverseg_core.chunk_reader import StoredVolume, read_box
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.store import Case, read_box
+from liverseg_core.store import Case
+from liverseg_core.warp import Plan, margin, warp, window
 
 AIR_HU = -1024
+KINDS: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (1, 2))
+"""The classes of each entry of `train.class_mixture`; a fifth entry asks for no voxel at all."""
+ANYWHERE = len(KINDS)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,14 +38,22 @@ class Place:
 
     case: int
     """Index into the training cases."""
-    label: int
-    """Class of the drawn voxel."""
+    label: int | None
+    """Class of the drawn voxel; None where the patch itself was drawn."""
     start: Shape
     """First voxel of the patch; negative only in volumes smaller than a patch."""
 
 
-class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Sample number → image (1, x, y, z) float32 in (−1, 1) and label (x, y, z) uint8.
+class Cut(NamedTuple):
+    """What was read for one patch, and what shall happen to it."""
+
+    image: Int16[Tensor, "z y x"]
+    label: UInt8[Tensor, "z y x"]
+    draw: Draw
+
+
+class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Sample number → image (1, x, y, z) float32 in (−1, 1) and label (x, y, z) uint8, x fastest in memory.
 
     Args:
         cases: Labelled cases with stored positions.
@@ -50,79 +66,172 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, cases: Sequence[Case], config: TrainConfig, resident_mb: int = 0) -> None:
         self.cases, self.config = cases, config
-        self.intensity = intensity_transforms(config.augment)
         self.holders = [
-            [i for i, case in enumerate(cases) if len(case.positions.get(label, ()))]
-            for label in range(len(config.class_mixture))
+            [i for i, case in enumerate(cases) if any(len(case.positions.get(c, ())) for c in classes)]
+            for classes in (*KINDS, (0, 1, 2))
         ]
         self.mixture = _mixture(config, self.holders)
-        self.volumes = [(case.image, _label(case)) for case in cases]
+        self.volumes: list[tuple[Any, Any]] = [
+            (StoredVolume.of(case.image), StoredVolume.of(_label(case))) for case in cases
+        ]
         if sum(image.nbytes + label.nbytes for image, label in self.volumes) <= resident_mb << 20:
-            self.volumes = [(image[...], label[...]) for image, label in self.volumes]
+            self.volumes = [(image.read().T, label.read().T) for image, label in self.volumes]
 
     def place(self, n: int) -> Place:
         """Where sample n lies."""
         return self._place(np.random.default_rng((self.config.seed, n)))
 
-    def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, n: int) -> Cut:
+        """The voxels that sample n needs, with the margin of its affine, as they are stored."""
         rng = np.random.default_rng((self.config.seed, n))
         place = self._place(rng)
-        size, grid = self.config.patch_size, self.cases[place.case].grid
-        affine = draw_affine(self.config.augment, rng)
-        extra = margin(affine, size, grid.affine) if affine is not None else (0, 0, 0)
-        start, box = np.subtract(place.start, extra), np.add(size, np.multiply(2, extra))
+        drawn = draw(self.config.augment, self.cases[place.case].grid.affine, rng)
+        extra = margin(drawn.matrix, self.config.patch_size)
+        start = _shape(np.subtract(place.start, extra))
+        size = _shape(np.add(self.config.patch_size, np.multiply(2, extra)))
         image, label = self.volumes[place.case]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            subject = augment(
-                _subject(
-                    normalise(read_box(image, _shape(start), _shape(box), AIR_HU), self.config.window_hu),
-                    read_box(label, _shape(start), _shape(box), 0),
-                    grid.affine @ _shift(start),
-                ),
-                affine,
-                self.intensity,
-            )
-        inside = tuple(slice(m, m + n) for m, n in zip(extra, size, strict=True))
-        image, label = subject["image"].data[:, *inside], subject["label"].data[0, *inside]
-        return image.contiguous(), label.to(torch.uint8).contiguous()
+        image, label = read_box(image, start, size, AIR_HU), read_box(label, start, size, 0)
+        return Cut(torch.from_numpy(image.T), torch.from_numpy(label.T), drawn)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        cut, config = self.read(n), self.config
+        plan = Plan(config.window_hu, config.augment.label_interpolation == "vote")
+        boxes = cut.image.numpy(), cut.label.numpy()
+        image, label = warp(*boxes, cut.draw.matrix, config.patch_size, plan)
+        with _one_thread():
+            patch = change_intensities(torch.from_numpy(image), cut.draw)
+        return _as_indexed(patch[None]), _as_indexed(torch.from_numpy(label))
 
     def _place(self, rng: np.random.Generator) -> Place:
-        label = int(rng.choice(len(self.mixture), p=self.mixture))
-        holders = self.holders[label]
-        case = holders[rng.integers(len(holders))]
-        positions = self.cases[case].positions[label]
-        centre = positions[rng.integers(len(positions))]
+        kind = int(rng.choice(len(self.mixture), p=self.mixture))
+        case = self.holders[kind][rng.integers(len(self.holders[kind]))]
         size, shape = np.array(self.config.patch_size), np.array(self.cases[case].grid.shape)
-        reach = (self.config.jitter * (size // 2)).astype(int)
-        start = centre - size // 2 + rng.integers(-reach, reach + 1)
-        # Inside the volume, as inference windows are: a lesion at the border is off the centre, not cut off.
-        start = np.where(shape >= size, np.clip(start, 0, np.maximum(shape - size, 0)), (shape - size) // 2)
-        return Place(case, label, _shape(start))
+        room = np.maximum(shape - size, 0)
+        label, start = None, rng.integers(0, room + 1)
+        if kind != ANYWHERE:
+            label = self._class(KINDS[kind], case, rng)
+            positions = self.cases[case].positions[label]
+            centre = positions[rng.integers(len(positions))]
+            reach = (self.config.jitter * (size // 2)).astype(int)
+            # Inside the volume, as inference windows are: a lesion at its border is off the centre, not cut.
+            start = np.clip(centre - size // 2 + rng.integers(-reach, reach + 1), 0, room)
+        return Place(case, label, _shape(np.where(shape >= size, start, (shape - size) // 2)))
+
+    def _class(self, classes: Sequence[int], case: int, rng: np.random.Generator) -> int:
+        """One of these classes, as a voxel drawn from all of theirs in the case would have it."""
+        if len(classes) == 1:
+            return classes[0]
+        voxels = np.array([self.cases[case].fingerprint["voxels"][c] for c in classes])
+        return int(rng.choice(classes, p=voxels / voxels.sum()))
 
 
 def patch_stream(
-    dataset: PatchDataset, steps: range, batch_size: int, compute: ComputeConfig
-) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches (image, label) for these steps: sample numbers step·batch … step·batch + batch − 1."""
-    workers = compute.loader_workers
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=range(steps.start * batch_size, steps.stop * batch_size),
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,  # open stores do not survive a fork
-        worker_init_fn=_ignore_interrupt if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the loader would draw its base seed from the training's generator
-    )
+    dataset: PatchDataset,
+    steps: range,
+    batch_size: int,
+    compute: ComputeConfig,
+    device: torch.device = CPU,
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches (image, label) for these steps: sample numbers step·batch … step·batch + batch − 1.
+
+    Args:
+        dataset: What sample n is.
+        steps: May have a stride: process r of w takes every w-th.
+        batch_size: Patches of a batch.
+        compute: How many worker processes read ahead.
+        device: Where batches are augmented, and then lie, if `train.augment.on` is device.
+    """
+    if dataset.config.loader == "queue":
+        from liverseg_core.queue_loader import queue_batches
+
+        return queue_batches(dataset, steps, batch_size, compute)
+    numbers = _Numbers(steps, batch_size)
+    if dataset.config.augment.on == "device":
+        cuts = _loader(_Cuts(dataset), numbers, batch_size, compute, collate_fn=list)
+        return _augmented(cuts, dataset.config, device)
+    return _loader(dataset, numbers, batch_size, compute, collate_fn=_collate)
 
 
 def normalise(image: Image, window_hu: tuple[float, float]) -> Float32[np.ndarray, "x y z"]:
     """Map a CT window linearly to (−1, 1), clipped outside."""
     low, high = window_hu
-    scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(2 / (high - low)) - np.float32(1)
-    return np.clip(scaled, -1, 1, out=scaled)
+    return np.asarray(window(image, np.float32(low), np.float32(2 / (high - low))))
+
+
+class _Cuts(Dataset[Cut]):
+    """Sample number → what is read for it."""
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, n: int) -> Cut:
+        return self.dataset.read(n)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The sample numbers of some steps, in order."""
+
+    steps: range
+    batch_size: int
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self.batch_size + i for step in self.steps for i in range(self.batch_size))
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.batch_size
+
+
+def _loader(
+    dataset: Dataset[Any], numbers: _Numbers, batch_size: int, compute: ComputeConfig, **options: Any
+) -> "DataLoader[Any]":
+    workers = compute.loader_workers
+    context = multiprocessing.get_context("forkserver")  # threads do not survive a fork
+    context.set_forkserver_preload([__name__])  # or every worker would import torch anew
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=numbers,
+        num_workers=workers,
+        multiprocessing_context=context if workers else None,
+        worker_init_fn=_ignore_interrupt if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the loader would draw its base seed from the training's generator
+        **options,
+    )
+
+
+def _augmented(
+    batches: Iterable[list[Cut]], config: TrainConfig, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    from liverseg_core.device_augment import augment_batch
+
+    for cuts in batches:
+        yield augment_batch(cuts, config, device)
+
+
+def _collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A batch, x fastest as its samples are: turning the axes in memory would cost as much as an affine."""
+    images, labels = (
+        torch.stack([_as_indexed(part) for part in parts]) for parts in zip(*samples, strict=True)
+    )
+    return _as_indexed(images), _as_indexed(labels)
+
+
+def _as_indexed(stored: Tensor) -> Tensor:
+    """The same voxels with the last three axes reversed: (…, z, y, x) ↔ (…, x, y, z)."""
+    return stored.transpose(-1, -3)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In the training's own process too, since a sum's bits depend on how many threads share it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _label(case: Case) -> Any:
@@ -137,8 +246,8 @@ def _label(case: Case) -> Any:
 
 
 def _mixture(config: TrainConfig, holders: Sequence[Sequence[int]]) -> list[float]:
-    """The class mixture over the classes that some case has."""
-    shares = [share if held else 0.0 for share, held in zip(config.class_mixture, holders, strict=True)]
+    """The class mixture over the kinds of places that some case has."""
+    shares = [share if held else 0.0 for share, held in zip(config.class_mixture, holders, strict=False)]
     if not sum(shares):
         raise LiversegError(
             "LS372",
@@ -147,19 +256,6 @@ def _mixture(config: TrainConfig, holders: Sequence[Sequence[int]]) -> list[floa
             "Check the labels with `liverseg verify`, or change train.class_mixture",
         )
     return [share / sum(shares) for share in shares]
-
-
-def _subject(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> tio.Subject:
-    return tio.Subject(
-        image=tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine),
-        label=tio.LabelMap(tensor=torch.from_numpy(label)[None], affine=affine),
-    )
-
-
-def _shift(start: np.ndarray) -> np.ndarray:
-    shift = np.eye(4)
-    shift[:3, 3] = start
-    return shift
 
 
 def _shape(values: np.ndarray) -> Shape:

@@ -1,0 +1,158 @@
+"""The affine of a patch, gathered straight out of the box that was read for it.
+
+A patch voxel p takes its value from the box at q = c_box + M (p − c_patch): M is a 3 × 3 matrix in voxels,
+c are centres. Between voxels the image is trilinear; a label is that of the nearest voxel, or of the class
+with the largest trilinear weight. Nothing is computed that does not end in the patch, and the box reaches
+one voxel beyond all that a patch can ask for, so the loops need no test for its edge.
+
+Boxes and patches are indexed (z, y, x), as stored: rows of a patch then run nearly along rows of its box.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from liverseg_core.arrays import Shape
+from liverseg_core.resample import N_CLASSES
+
+Matrix = Float64[np.ndarray, "3 3"]
+"""Voxel offsets from a patch's centre → voxel offsets from its box's centre."""
+Volume = Shaped[np.ndarray, "z y x"]
+
+ZERO, ONE = np.uint64(0), np.uint64(1)
+HALF = np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all patches.
+
+    Args:
+        window_hu: Brought to (−1, 1) before anything is interpolated, clipped outside.
+        vote: Labels by a linear vote of classes, ties to the higher, instead of the nearest voxel.
+    """
+
+    window_hu: tuple[float, float]
+    vote: bool
+
+
+def is_flip(matrix: Matrix) -> bool:
+    """Whether the matrix only mirrors axes, so that every voxel falls on a voxel."""
+    return np.array_equal(np.abs(matrix), np.eye(3))
+
+
+def margin(matrix: Matrix, size: Shape) -> Shape:
+    """Voxels beyond each side of a patch that the matrix pulls into it, and one to spare.
+
+    The corner that reaches furthest along an axis takes the sign of each entry, hence the absolute values.
+    """
+    if is_flip(matrix):
+        return 0, 0, 0
+    half = (np.array(size) - 1) / 2
+    x, y, z = (1 + np.ceil(np.maximum(0, np.abs(matrix) @ half - half - 1e-6))).astype(int).tolist()
+    return x, y, z
+
+
+def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) -> tuple[Volume, Volume]:
+    """The patch around the centre of the boxes: intensities in (−1, 1), float32, and classes, uint8.
+
+    Args:
+        image: HU; larger than the patch by its `margin`. Is clipped to the window.
+        label: The same box of the label.
+        matrix: Where each voxel of the patch comes from.
+        size: Of the patch (x, y, z).
+        plan: The window and the way of labels.
+    """
+    low, high = plan.window_hu
+    scaling = np.float32(low), np.float32(2 / (high - low))
+    patch = np.empty(size[::-1], np.float32)
+    if is_flip(matrix):
+        flips = tuple(slice(None, None, int(sign)) for sign in np.diag(matrix)[::-1])
+        return window(image[flips], *scaling, patch), np.ascontiguousarray(label[flips])
+    classes = np.empty(size[::-1], np.uint8)
+    np.clip(image, math.floor(low), math.ceil(high), out=image)
+    origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
+    pull = np.column_stack([origin, matrix]).astype(np.float32)
+    _gather((image, label), pull, scaling, plan.vote, (patch, classes))
+    return patch, classes
+
+
+@numba.vectorize(["float32(int16, float32, float32)"], cache=True)
+def window(value, low, scale):  # type: ignore[no-untyped-def]  # numba infers
+    """HU in a window that starts at `low`, brought to (−1, 1) and clipped."""
+    return min(max((np.float32(value) - low) * scale - np.float32(1), np.float32(-1)), np.float32(1))
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
+    """Fill a patch row by row: first where its voxels lie, in one vector loop, then what is there."""
+    (image, label), (patch, classes), (low, scale) = boxes, out, scaling
+    values, names = image.reshape(-1), label.reshape(-1)
+    row, plane = np.uint64(image.shape[2]), np.uint64(image.shape[1] * image.shape[2])
+    steps, votes = (ONE, row, plane), np.empty(N_CLASSES, np.float32)
+    n = patch.shape[2]
+    places = np.empty(n, np.int32)
+    fx, fy, fz = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    for k in range(patch.shape[0]):
+        for j in range(patch.shape[1]):
+            start = pull[:, 0] + pull[:, 2] * np.float32(j) + pull[:, 3] * np.float32(k)
+            x0, y0, z0 = start[0], start[1], start[2]
+            for i in range(n):
+                step = np.float32(np.int32(i))
+                x, y, z = x0 + pull[0, 1] * step, y0 + pull[1, 1] * step, z0 + pull[2, 1] * step
+                u, v, w = np.int32(x), np.int32(y), np.int32(z)
+                places[i] = np.int32(w * np.int32(plane)) + np.int32(v * np.int32(row)) + u
+                fx[i], fy[i], fz[i] = x - np.float32(u), y - np.float32(v), z - np.float32(w)
+            for i in range(n):
+                at = np.uint64(places[i])  # unsigned: a signed index may count from the end
+                a = _between(values[at], values[at + ONE], fx[i])
+                b = _between(values[at + row], values[at + row + ONE], fx[i])
+                at += plane
+                c = _between(values[at], values[at + ONE], fx[i])
+                d = _between(values[at + row], values[at + row + ONE], fx[i])
+                a, c = a + fy[i] * (b - a), c + fy[i] * (d - c)
+                a = (a + fz[i] * (c - a) - low) * scale - np.float32(1)
+                patch[k, j, i] = min(max(a, np.float32(-1)), np.float32(1))
+            for i in range(n):
+                at = np.uint64(places[i])
+                up = at + plane
+                name = names[at]
+                if vote:
+                    mixed = (names[at + ONE] ^ name) | (names[at + row] ^ name)
+                    mixed |= (names[at + row + ONE] ^ name) | (names[up] ^ name) | (names[up + ONE] ^ name)
+                    mixed |= (names[up + row] ^ name) | (names[up + row + ONE] ^ name)
+                    if mixed:  # a few in a hundred
+                        name = _voted(names, at, steps, (fx[i], fy[i], fz[i]), votes)
+                else:
+                    at = up if fz[i] >= HALF else at
+                    at += row if fy[i] >= HALF else ZERO
+                    name = names[at + ONE if fx[i] >= HALF else at]
+                classes[k, j, i] = name
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _between(a, b, share):  # type: ignore[no-untyped-def]
+    first = np.float32(a)
+    return first + share * (np.float32(b) - first)
+
+
+@numba.njit(cache=True, nogil=True)
+def _voted(names, at, steps, shares, votes):  # type: ignore[no-untyped-def]
+    """The class with the largest linear weight among the eight voxels around."""
+    votes[:] = 0
+    for corner in range(8):
+        weight, there = np.float32(1), at
+        for axis in range(3):
+            if corner >> axis & 1:
+                weight, there = weight * shares[axis], there + steps[axis]
+            else:
+                weight *= np.float32(1) - shares[axis]
+        votes[names[there]] += weight
+    best = 0
+    for c in range(1, N_CLASSES):
+        if votes[c] >= votes[best]:
+            best = c
+    return np.uint8(best)
