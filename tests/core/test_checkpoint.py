@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from liverseg_core.checkpoint import (
+    BEST,
     Checkpoint,
+    load_best,
     load_latest,
     random_state,
     restore_random_state,
+    save_best,
     save_checkpoint,
 )
 from liverseg_core.errors import LiversegError
@@ -44,19 +47,48 @@ def test_last_two_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000030.pt", "step-000005000.pt"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
-def test_damaged_latest_falls_back_and_says_so(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("attempt", range(20))
+def test_damaged_latest_falls_back_and_says_so(tmp_path: Path, attempt: int) -> None:
+    """A bit flipped, bytes lost, zeros written or bytes added, anywhere."""
     _, latest = write(tmp_path, 10, 20)
-    content = bytearray(latest.read_bytes())
-    content[len(content) // 2] ^= 1
-    cut = {"flip": len(content), "truncate": len(content) // 2, "empty": 0}[damage]
-    latest.write_bytes(content[:cut])
+    content, rng = bytearray(latest.read_bytes()), random.Random(attempt)
+    at = rng.randrange(len(content))
+    match attempt % 4:
+        case 0:
+            content[at] ^= 1 << rng.randrange(8)
+        case 1:
+            del content[at if attempt > 1 else 0 :]
+        case 2:
+            content[at : at + 4096] = bytes(len(content[at : at + 4096]))
+            content[at] = 1  # also where there were zeros before
+        case 3:
+            content[at:at] = b"more"
+    assert bytes(content) != latest.read_bytes()
+    latest.write_bytes(content)
     warnings: list[str] = []
     found = load_latest(tmp_path, "data", warnings.append)
     assert found is not None
     assert found.step == 10
     assert len(warnings) == 1
     assert latest.name in warnings[0]
+
+
+def test_best_is_kept_beside_the_last_two(tmp_path: Path) -> None:
+    save_best(tmp_path, Checkpoint(10, "data", {"weights": torch.ones(2)}))
+    write(tmp_path, 10, 20, 30)
+    found = load_latest(tmp_path, "data", refuse)
+    assert found is not None
+    assert found.step == 30
+    assert load_best(tmp_path).step == 10
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+@pytest.mark.parametrize("trouble", ["missing", "damaged"])
+def test_best_that_cannot_be_read_is_told(tmp_path: Path, trouble: str) -> None:
+    if trouble == "damaged":
+        (tmp_path / BEST).write_bytes(b"x" * 100)
+    with pytest.raises(LiversegError, match=f"LS533: .*best checkpoint, is {trouble}"):
+        load_best(tmp_path)
 
 
 def test_all_damaged_is_never_a_fresh_start(tmp_path: Path) -> None:
@@ -78,12 +110,14 @@ def test_damaged_future_is_dropped_when_training_passes_it(tmp_path: Path) -> No
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000010.pt", "step-000000015.pt"]
 
 
-def test_half_written_file_is_not_seen(tmp_path: Path) -> None:
+def test_half_written_file_is_not_seen_and_goes_with_the_next(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    (tmp_path / ".step-000000020.pt.part").write_bytes(b"half")
+    (tmp_path / ".step-000000020.pt.7.part").write_bytes(b"half")
     found = load_latest(tmp_path, "data", refuse)
     assert found is not None
     assert found.step == 10
+    write(tmp_path, 20)
+    assert not [*tmp_path.glob("*.part")]
 
 
 def test_planted_pickle_is_not_executed(tmp_path: Path) -> None:

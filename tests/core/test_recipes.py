@@ -67,7 +67,6 @@ def test_ahnet_fits_a_gpu_of_12_gb() -> None:
         network = build_network(train.network)
         logits = network(torch.empty(train.batch_size, 1, *train.patch_size))
     weights = sum(p.nbytes for p in network.parameters())
-    print(kept / 2**30, weights / 2**30, logits.nbytes / 2**30)
     assert (kept + 4 * weights + 8 * logits.nbytes) / 2**30 < 0.9 * GPU_GB
 
 
