@@ -8,11 +8,18 @@ from rich.table import Table
 from flows.console import plain_table, say
 from liverseg_core.data_report import HEADINGS, MEANING, CaseRow, cells
 
+SHOWN = 1000
+"""Rows that a person may still look through."""
+
 
 def case_table(rows: Sequence[CaseRow]) -> Table:
-    """Every case; a column for problems where there are any."""
+    """Every case, or of very many the first that there is something to say of; problems in a last column."""
     problems = any(row.problem for row in rows)
     headings = (*HEADINGS, "problem") if problems else HEADINGS
+    if len(rows) > SHOWN:
+        odd = [row for row in rows if row.flags or row.problem]
+        say(f"Showing {min(len(odd), SHOWN)} of {len(odd)} odd cases; --json lists all {len(rows)} cases")
+        rows = odd[:SHOWN]
     return plain_table(headings, [cells(row)[: len(headings)] for row in rows])
 
 
