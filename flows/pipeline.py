@@ -9,7 +9,8 @@ from flows.runners import open_runner
 from flows.settings import load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from tasks.context import Context, Record, require_tracking
+from tasks.context import Context, Record, fold_contexts, require_tracking
+from tasks.ensemble import Fold, ensemble_task, whole
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
@@ -38,11 +39,15 @@ def ingest_train_evaluate(
     context = open_context(load_settings(config, overrides or (), source=source, store=store))
     require_tracking(context.settings.register_.tracking_uri, context.settings.store)
     cases = ingest_task(context)
-    dataset = split_task(context, cases)
-    model = train_task(context, dataset)
-    evaluation = evaluate_task(context, dataset, model)
-    version = register_task(context, dataset, model, evaluation)
-    return {"ingest": cases, "split": dataset, "train": model, "evaluate": evaluation, "register": version}
+    folds = []
+    for part in fold_contexts(context):
+        dataset = split_task(part, cases)
+        model = train_task(part, dataset)
+        folds.append(Fold(dataset, model, evaluate_task(part, dataset, model)))
+    made = whole(folds, lambda: ensemble_task(context, folds))
+    version = register_task(context, made.dataset, made.model, made.evaluation)
+    stages = {"split": made.dataset, "train": made.model, "evaluate": made.evaluation, "register": version}
+    return {"ingest": cases, **stages}
 
 
 def open_context(settings: Settings) -> Context:

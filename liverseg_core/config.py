@@ -67,6 +67,18 @@ class SplitConfig(Section):
     seed: int = 0
     datalist: str | None = None
     """A `dataset_0.json` with `training` and `validation` lists; overrides the draw."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
+    """Cross-validation: this fold validates, counted from 0, in place of the drawn cases; all: each in turn,
+    and their models together as one."""
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> Self:
+        if isinstance(self.fold, int) and self.fold >= self.folds:
+            raise ValueError(f"a fold from 0 to {self.folds - 1}, or all")
+        if self.fold is not None and self.datalist is not None:
+            raise ValueError("folds, or a datalist")
+        return self
 
 
 class NetworkConfig(Section):
@@ -178,6 +190,9 @@ class TrainConfig(Section):
     """So many of the validation cases take part in them."""
     patience: PositiveInt | None = None
     """Training ends after so many validations without a better one."""
+    start_from: Annotated[str | None, Field(exclude=True)] = None
+    """A model whose weights training begins with: models:/NAME@ALIAS, runs:/ID or a folder. Its weights are
+    in the key, whatever they are called."""
     choose: Literal["last", "best"] = "last"
     """Which weights become the model: the last, or those with the best validation."""
     checkpoint_every: PositiveInt = 100
@@ -220,7 +235,7 @@ class ComputeConfig(Section):
     """Changes how fast, never what: in no key."""
 
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Dask worker processes; null: one per core; 0: no Dask, in this process."""
+    """Dask worker processes; null: one per core, fewer where memory is short; 0: no Dask, in this process."""
     dask: str | None = None
     """Address of a running Dask scheduler."""
     device: str = "auto"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,14 +49,38 @@ def evaluate(
         progress(done, len(cases))
         scores.append(_evaluate_case(measured, name, stored, folder))
     progress(len(cases), len(cases))
-    summary = summarise(scores)
-    records = [score.record() for score in scores]
-    (folder / "metrics.json").write_text(json.dumps({"cases": records, "summary": summary}, indent=1) + "\n")
-    _write_csv(folder / "cases.csv", records)
-    dice_plot_png(folder / "pictures" / "dice.png", _dice_by_case(scores))
+    facts = _write_scores(scores, folder)
     for score in sorted(scores, key=_worth)[: config.pictures]:
         _draw(score, cases[score.case], model.spec.ingest, folder)
-    return {"summary": summary, "cases": records}
+    return facts
+
+
+def pool(evaluations: Sequence[Path], config: EvaluateConfig, folder: Path) -> Facts:
+    """Put the evaluations of folds together, each case as the model scored it that did not train on it.
+
+    Args:
+        evaluations: What `evaluate` wrote, with no case in two of them.
+        config: The evaluate section that all were made with.
+        folder: As of `evaluate`; predictions stay where they are.
+    """
+    (folder / "pictures").mkdir()
+    (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
+    found = [json.loads((path / "metrics.json").read_text())["cases"] for path in evaluations]
+    scores = [CaseScore.from_record(record) for records in found for record in records]
+    for path in evaluations:
+        for picture in (path / "pictures").glob("*.png"):
+            if picture.stem != "dice":
+                shutil.copy(picture, folder / "pictures")
+    return _write_scores(sorted(scores, key=lambda score: score.case), folder)
+
+
+def _write_scores(scores: Sequence[CaseScore], folder: Path) -> Facts:
+    """Tables, and the plot of every case."""
+    facts: Facts = {"cases": [score.record() for score in scores], "summary": summarise(scores)}
+    (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    _write_csv(folder / "cases.csv", facts["cases"])
+    dice_plot_png(folder / "pictures" / "dice.png", _dice_by_case(scores))
+    return facts
 
 
 def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseScore:

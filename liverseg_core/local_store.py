@@ -58,6 +58,9 @@ class LocalStore:
                 part.unlink()
             yield folder
 
+    def mirror(self, stage: Stage, key: str, folder: Path) -> None:
+        """Nothing: the staging folder is in the store already."""
+
     def commit(self, stage: Stage, key: str, staging: Path) -> Artifact:
         """Have the disk hold every file, then rename the folder."""
         for path in [*files_below(staging), *(path for path in staging.rglob("*") if path.is_dir()), staging]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,7 +18,7 @@ from liverseg_core.artifact import load, verify
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
-from liverseg_core.networks import build_network
+from liverseg_core.networks import Ensemble, build_network
 from liverseg_core.store import CLASSES
 
 WEIGHTS = "model.safetensors"
@@ -40,6 +40,8 @@ class ModelSpec(Section):
     """How a scan is brought to the spacing that the network was trained at."""
     data_key: str
     """The data it was trained on."""
+    members: PositiveInt = 1
+    """Networks that it averages."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def load_model(folder: Path, device: str = "auto") -> Model:
         recorded = folder / INFERENCE
         text = recorded.read_bytes() if recorded.exists() else b"{}"
         inference = EvaluateConfig.model_validate_json(text)
-        network = build_network(spec.network)
+        network = _network(spec)
         network.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
     except FileNotFoundError as error:
         raise LiversegError(
@@ -98,6 +100,12 @@ def load_model(folder: Path, device: str = "auto") -> Model:
     return Model(network.to(chosen).eval(), spec, chosen, inference)
 
 
+def _network(spec: ModelSpec) -> nn.Module:
+    if spec.members == 1:
+        return build_network(spec.network)
+    return Ensemble([build_network(spec.network) for _ in range(spec.members)], spec.activation)
+
+
 def load_weights(folder: Path, network: nn.Module, config: NetworkConfig) -> None:
     """Give a network the weights of a model folder, to go on training from there.
 
@@ -105,8 +113,10 @@ def load_weights(folder: Path, network: nn.Module, config: NetworkConfig) -> Non
         LiversegError: LS274 when that model is another network; what `load_model` raises.
     """
     model = load_model(folder, "cpu")
-    if model.spec.network != config:
-        differing = [name for name, value in config if getattr(model.spec.network, name) != value]
+    if model.spec.network != config or model.spec.members > 1:
+        differing = [name for name, value in config if getattr(model.spec.network, name) != value] or [
+            "members"
+        ]
         raise LiversegError(
             "LS274",
             f"the model in {folder} is another network (its {', '.join(differing)})",

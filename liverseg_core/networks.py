@@ -1,6 +1,9 @@
 """Networks by name, with weights that depend on the seed alone."""
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from monai.networks.nets import AHNet, UNet
@@ -34,6 +37,34 @@ def build_network(config: NetworkConfig, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
         return _BUILDERS[config.name](config)
+
+
+class Ensemble(nn.Module):
+    """Networks whose probabilities are averaged, as one that gives logits.
+
+    Args:
+        members: Networks with the same output.
+        activation: What makes probabilities of their logits.
+
+    Example:
+        >>> network = build_network(NetworkConfig(channels=(4, 8))).eval()
+        >>> x = torch.randn(1, 1, 8, 8, 8)
+        >>> both = torch.softmax(Ensemble([network, network], "softmax")(x), 1)
+        >>> torch.allclose(both, torch.softmax(network(x), 1), atol=1e-6)
+        True
+    """
+
+    def __init__(self, members: Sequence[nn.Module], activation: Literal["softmax", "sigmoid"]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.activation = activation
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (b, classes, x, y, z) whose activation is the members' mean probability."""
+        normalise = torch.sigmoid if self.activation == "sigmoid" else functools.partial(torch.softmax, dim=1)
+        mean = torch.stack([normalise(member(image).float()) for member in self.members]).mean(0)
+        tiny = torch.finfo(mean.dtype).tiny
+        return torch.logit(mean, eps=1e-7) if self.activation == "sigmoid" else mean.clamp_min(tiny).log()
 
 
 def check_patch_size(config: NetworkConfig, patch_size: Shape, batch_size: int) -> None:

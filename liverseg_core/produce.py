@@ -57,6 +57,9 @@ class Store(Protocol):
     def staging(self, stage: Stage, key: str) -> AbstractContextManager[Path]:
         """This key's staging folder on this machine, held against other processes: LS601."""
 
+    def mirror(self, stage: Stage, key: str, folder: Path) -> None:
+        """Have what is in this folder of a resumable staging folder outlive this machine."""
+
     def commit(self, stage: Stage, key: str, staging: Path) -> Artifact:
         """Make a staged folder, with its manifest, the artifact; return the one that is there then."""
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import fsspec.asyn
@@ -35,6 +36,8 @@ class Listed:
     key: str
     size: int = 0
     modified: float = 0.0
+    md5: str = ""
+    """Of an object that was put whole, as most servers tell it."""
 
 
 def get(bucket: Bucket, key: str) -> bytes | None:
@@ -46,6 +49,19 @@ def get(bucket: Bucket, key: str) -> bytes | None:
     """
     found = _ask(bucket, "get_object", Key=key)
     return None if found is None else found["Body"]
+
+
+def idle_s(bucket: Bucket, key: str) -> float | None:
+    """Seconds since an object was written, by the server's clock; None where there is none.
+
+    Raises:
+        LiversegError: As `get`.
+    """
+    found = _ask(bucket, "head_object", Key=key)
+    if found is None:
+        return None
+    now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - found["LastModified"]).total_seconds())
 
 
 def put(bucket: Bucket, key: str, data: bytes) -> None:
@@ -84,7 +100,8 @@ def listing(bucket: Bucket, prefix: str, delimiter: str = "") -> Iterator[Listed
         page = _ask(bucket, "list_objects_v2", Prefix=prefix, Delimiter=delimiter, **token) or {}
         yield from (Listed(entry["Prefix"]) for entry in page.get("CommonPrefixes", ()))
         for entry in page.get("Contents", ()):
-            yield Listed(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
+            modified, md5 = entry["LastModified"].timestamp(), entry["ETag"].strip('"')
+            yield Listed(entry["Key"], entry["Size"], modified, md5)
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}

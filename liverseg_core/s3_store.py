@@ -14,21 +14,23 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from liverseg_core.artifact import MANIFEST, Artifact, Stage, changed, load, parse_manifest
+from liverseg_core.artifact import MANIFEST, Artifact, Stage, load, parse_manifest
 from liverseg_core.config import StorageConfig
 from liverseg_core.durable import writable
 from liverseg_core.environment import user_cache
-from liverseg_core.local_store import LocalStore, leftover, not_stored
+from liverseg_core.local_store import STAGING, LocalStore, leftover, not_stored
 from liverseg_core.produce import Leftover, Survey
+from liverseg_core.s3_lease import is_held, lease
 from liverseg_core.s3_objects import Bucket, Listed, create, delete, get, listing, put
+from liverseg_core.s3_transfer import download, mirror, restore, upload
 
-AT_ONCE = 4
+OWNER, CONTENT = "owner.json", "content"
+"""Below a shared staging folder: who is at work on it, and what to go on from."""
 FETCHING = ".fetching-"
 SCHEME = "s3://"
 _in_use: dict[Path, IO[str]] = {}
@@ -71,11 +73,26 @@ class S3Store:
     def folders(self, stage: Stage) -> frozenset[str]:
         """The keys that have objects, a request a thousand; an upload that was cut off counts, too."""
         prefixes = listing(self.bucket, self._key(stage, ""), "/")
-        return frozenset(entry.key.rstrip("/").rpartition("/")[2] for entry in prefixes if not entry.modified)
+        names = (entry.key.rstrip("/").rpartition("/")[2] for entry in prefixes if not entry.modified)
+        return frozenset(name for name in names if not name.startswith("."))
 
-    def staging(self, stage: Stage, key: str) -> contextlib.AbstractContextManager[Path]:
-        """A folder of this machine: another machine may make the same meanwhile, and the first one counts."""
-        return self.copies.staging(stage, key)
+    @contextlib.contextmanager
+    def staging(self, stage: Stage, key: str) -> Iterator[Path]:
+        """A folder of this machine. What takes long is leased, and goes on from what any machine mirrored; of
+        what is quick to make, another machine may make the same meanwhile, and the first one counts.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(self.copies.staging(stage, key))
+            if stage.resumable:
+                shared = self._key(stage, f"{STAGING}{key}", "")
+                stack.enter_context(lease(self.bucket, shared + OWNER, str(folder)))
+                if not any(folder.iterdir()):
+                    restore(self.bucket, f"{shared}{CONTENT}/", folder)
+            yield folder
+
+    def mirror(self, stage: Stage, key: str, folder: Path) -> None:
+        """Make the objects of a folder of a staging folder the same as its files."""
+        mirror(self.bucket, self._key(stage, f"{STAGING}{key}", CONTENT, folder.name, ""), folder)
 
     def commit(self, stage: Stage, key: str, staging: Path) -> Artifact:
         """Upload the files, then the manifest unless there is one; keep a copy of what took long to make."""
@@ -83,18 +100,17 @@ class S3Store:
         made = parse_manifest(data, key, staging)
         attempt = made["attempt"]
 
-        def upload(entry: dict[str, Any]) -> None:
-            content = (staging / entry["path"]).read_bytes()
-            put(self.bucket, self._key(stage, key, attempt, entry["path"]), content)
-
-        _at_once(upload, made["files"])
+        prefix = self._key(stage, key, attempt, "")
+        upload(self.bucket, prefix, staging, made["files"])
         create(self.bucket, self._key(stage, key, MANIFEST), data)
         there = self.find(stage, key)
         if there is None:
             raise not_stored(f"{self.url}/{stage.folder}/{key}")
         if there.manifest["attempt"] != attempt:  # another machine was first
-            delete(self.bucket, [self._key(stage, key, attempt, entry["path"]) for entry in made["files"]])
-        elif stage.resumable:
+            delete(self.bucket, self._below(prefix))
+        if stage.resumable:
+            delete(self.bucket, self._below(self._key(stage, f"{STAGING}{key}", "")))
+        if stage.resumable and there.manifest["attempt"] == attempt:
             return self.copies.commit(stage, key, staging)
         shutil.rmtree(staging)
         return replace(there, cached=False)
@@ -112,7 +128,9 @@ class S3Store:
                 os.utime(final / MANIFEST)
                 return final
             part = Path(tempfile.mkdtemp(prefix=f"{FETCHING}{key}-", dir=final.parent))
-            self._download(stage, found, part)
+            attempt = self._key(stage, key, found.manifest["attempt"], "")
+            download(self.bucket, attempt, part, found.manifest["files"])
+            (part / MANIFEST).write_text(json.dumps(found.manifest, indent=1, sort_keys=True))
             if copy is not None:
                 shutil.rmtree(final)
             try:
@@ -147,6 +165,8 @@ class S3Store:
             key, _, name = entry.key.removeprefix(self._key(stage, "")).partition("/")
             if name == MANIFEST:
                 manifests.add(key)
+            elif key.startswith(STAGING):
+                attempts[key][""].append(entry)
             elif name:
                 attempts[key][name.partition("/")[0]].append(entry)
         size, leftovers = 0, [leftover(path) for path in self._kept_here(stage)]
@@ -157,7 +177,7 @@ class S3Store:
                 if key in manifests and attempt == named:
                     size += total
                 else:
-                    place = f"{self.url}/{stage.folder}/{key}/{attempt}"
+                    place = f"{self.url}/{stage.folder}/{key}/{attempt}".rstrip("/")
                     leftovers.append(Leftover(place, total, max(entry.modified for entry in entries)))
         return Survey(len(manifests), size, tuple(leftovers))
 
@@ -165,7 +185,9 @@ class S3Store:
         """Remove a leftover; copies only while no process uses any."""
         if leftover.place.startswith(SCHEME):
             key = leftover.place.removeprefix(f"{SCHEME}{self.bucket.name}/")
-            delete(self.bucket, [entry.key for entry in listing(self.bucket, f"{key}/")])
+            if is_held(self.bucket, f"{key}/{OWNER}"):
+                return False
+            delete(self.bucket, self._below(f"{key}/"))
             return True
         with (self.copies.root / ".in-use").open("a") as file, contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,6 +202,9 @@ class S3Store:
     def _key(self, stage: Stage, *names: str) -> str:
         return self._prefix + "/".join((stage.folder, *names))
 
+    def _below(self, prefix: str) -> list[str]:
+        return [entry.key for entry in listing(self.bucket, prefix)]
+
     def _named(self, stage: Stage, key: str) -> str | None:
         found = self.find(stage, key)
         return found.manifest["attempt"] if found else None
@@ -187,28 +212,6 @@ class S3Store:
     def _kept_here(self, stage: Stage) -> Iterator[Path]:
         folder = self.copies.root / stage.folder
         return (path for path in sorted(folder.glob("*")) if path.is_dir()) if folder.is_dir() else iter(())
-
-    def _download(self, stage: Stage, found: Artifact, folder: Path) -> None:
-        place = self.place(found)
-
-        def download(entry: dict[str, Any]) -> None:
-            data = get(self.bucket, self._key(stage, found.key, found.manifest["attempt"], entry["path"]))
-            path, whole = folder / entry["path"], f"{self.url}/{stage.folder}/{found.key}"
-            if data is None:
-                raise changed(f"{place}/{entry['path']}", "is missing", whole)
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise changed(f"{place}/{entry['path']}", "does not match its checksum", whole)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-
-        _at_once(download, found.manifest["files"])
-        (folder / MANIFEST).write_text(json.dumps(found.manifest, indent=1, sort_keys=True))
-
-
-def _at_once(work: Callable[[dict[str, Any]], None], entries: Sequence[dict[str, Any]]) -> None:
-    with ThreadPoolExecutor(AT_ONCE, "objects") as pool:
-        for _ in pool.map(work, entries):
-            pass
 
 
 def _hold(root: Path) -> None:

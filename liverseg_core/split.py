@@ -1,7 +1,7 @@
 """Which cases train and which validate: stratified, deterministic, and frozen once drawn.
 
-The drawn validation cases are written into the store under the dataset's name and the split section. Cases
-that come later train, so that models stay comparable while data grows.
+The drawn validation cases, or folds, are written into the store under the dataset's name and what they were
+drawn with. Cases that come later train, so that models stay comparable while data grows.
 """
 
 import hashlib
@@ -69,37 +69,59 @@ def draw_validation(cases: Sequence[CaseRecord], config: SplitConfig) -> list[st
     )
     if not 0 < wanted < len(cases):
         raise _sizes(len(cases), f"{wanted} for validation")
-    strata: dict[tuple[bool, bool], list[str]] = defaultdict(list)
-    for case in cases:
-        strata[case.tumour, case.flagged].append(case.case)
+    strata = _strata(cases, config.seed)
     shares = {stratum: wanted * len(names) / len(cases) for stratum, names in strata.items()}
     counts = {stratum: int(share) for stratum, share in shares.items()}
     by_remainder = sorted(shares, key=lambda stratum: (counts[stratum] - shares[stratum], stratum))
     for stratum in by_remainder[: wanted - sum(counts.values())]:
         counts[stratum] += 1
+    return sorted(name for stratum, names in strata.items() for name in names[: counts[stratum]])
+
+
+def draw_folds(cases: Sequence[CaseRecord], config: SplitConfig) -> list[list[str]]:
+    """Deal the cases to folds, stratum by stratum, so that each has the same share of each.
+
+    Raises:
+        LiversegError: LS331 when there are fewer cases than folds.
+    """
+    if len(cases) < config.folds:
+        raise _sizes(len(cases), f"{config.folds} folds")
+    strata = _strata(cases, config.seed)
+    dealt = [name for stratum in sorted(strata) for name in strata[stratum]]
+    return [sorted(dealt[fold :: config.folds]) for fold in range(config.folds)]
+
+
+def _strata(cases: Sequence[CaseRecord], seed: int) -> dict[tuple[bool, bool], list[str]]:
+    """Names by stratum, in an order that the seed decides."""
 
     def rank(name: str) -> str:
-        return hashlib.sha256(f"{config.seed}:{name}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
-    return sorted(
-        name for stratum, names in strata.items() for name in sorted(names, key=rank)[: counts[stratum]]
-    )
+    strata: dict[tuple[bool, bool], list[str]] = defaultdict(list)
+    for case in sorted(cases, key=lambda case: rank(case.case)):
+        strata[case.tumour, case.flagged].append(case.case)
+    return strata
 
 
 def _frozen_validation(
     dataset: str, labelled: Sequence[CaseRecord], config: SplitConfig, store: Store
 ) -> frozenset[str]:
     """The validation cases drawn when this dataset was first split this way."""
-    name = f"{SPLIT.folder}/validation-{digest_json([dataset, config.canonical()])[:16]}.json"
+    assert config.fold != "all", "a flow splits fold by fold"
+    drawn_with = config.canonical()
+    used = ("validation", "seed", "datalist") if config.fold is None else ("folds", "seed")
+    described = {"dataset": dataset, "split": {name: drawn_with[name] for name in used}}
+    kind = "validation" if config.fold is None else "folds"
+    name = f"{SPLIT.folder}/{kind}-{digest_json([*described.values()])[:16]}.json"
     content = store.read(name)
     if content is None:
-        drawn = draw_validation(labelled, config)
-        described = {"dataset": dataset, "split": config.canonical(), "cases": drawn}
-        store.create(name, json.dumps(described, indent=1).encode())
+        drawn = draw_validation(labelled, config) if config.fold is None else draw_folds(labelled, config)
+        store.create(name, json.dumps({**described, "cases": drawn}, indent=1).encode())
         content = store.read(name) or b""  # what another run drew first counts
     try:
-        frozen = frozenset(json.loads(content)["cases"])
-    except (ValueError, KeyError, TypeError) as error:
+        listed = json.loads(content)["cases"]
+        frozen = frozenset(listed if config.fold is None else listed[config.fold])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise LiversegError(
             "LS501",
             f"{store}/{name} is damaged ({error})",

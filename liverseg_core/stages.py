@@ -10,4 +10,8 @@ TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumab
 EVALUATE = Stage("evaluate", "evaluations", version=1, libraries=NETWORK_LIBRARIES, resumable=True)
 REGISTER = Stage("register", "registrations", version=1)
 
+UNITE = Stage("unite", TRAIN.folder, version=1)
+POOL = Stage("pool", EVALUATE.folder, version=1)
+"""The folds' models as one model, and their evaluations as one, where single ones lie."""
+
 STAGES = (INGEST, SPLIT, TRAIN, EVALUATE, REGISTER)

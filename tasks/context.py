@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,15 @@ class Context:
     def store(self) -> Store:
         """Where artifacts live."""
         return open_store(self.settings.store, self.settings.storage)
+
+
+def fold_contexts(context: Context) -> list[Context]:
+    """A context for each of the folds that the settings ask for; without folds, this one."""
+    settings = context.settings
+    if settings.split.fold != "all":
+        return [context]
+    splits = [settings.split.model_copy(update={"fold": k}) for k in range(settings.split.folds)]
+    return [replace(context, settings=settings.model_copy(update={"split": split})) for split in splits]
 
 
 def fetch_cases(context: Context, cases: Sequence[Record]) -> dict[str, Path]:

@@ -17,11 +17,11 @@ def stage_task(stage: Callable[..., Record]) -> Callable[..., Record]:
     # Prefect's own cache is off: its key holds the run id, it serves stale results after a changed helper and
     # unpickles what it finds. The store decides what is cached (liverseg_core/artifact.py).
     @task(name=stage.__name__, description=stage.__doc__, cache_policy=NO_CACHE, persist_result=False)
-    def run(context: Context, *inputs: Record) -> Any:
+    def run(context: Context, *inputs: Any) -> Any:
         record = stage(context, *inputs)
         return Completed(name="Cached", data=record) if record["cached"] else record
 
-    def call(context: Context, *inputs: Record) -> Record:
+    def call(context: Context, *inputs: Any) -> Record:
         result = run(context, *inputs)
         return cast(Record, result.result() if isinstance(result, State) else result)
 

@@ -1,16 +1,21 @@
 """Train: a model from the training cases, tracked as one MLflow run that a restart resumes."""
 
 import json
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from liverseg_core.artifact import Facts, Recipe, digest_json
-from liverseg_core.errors import Interrupted
+from liverseg_core.errors import Interrupted, LiversegError
 from liverseg_core.produce import produce
 from liverseg_core.stages import TRAIN
 from tasks.context import Context, Record, fetch_cases
+from tasks.model_reference import resolve_model, weights_digest
 from tasks.stage import stage_task
+
+_logger = logging.getLogger(__name__)
 
 
 def train(context: Context, dataset: Record) -> Record:
@@ -21,14 +26,32 @@ def train(context: Context, dataset: Record) -> Record:
     """
     settings, training = context.settings, dataset["training"]
     inputs = {"training": training, "ingest": settings.ingest.canonical()}
+    if settings.train.validate_every:  # they may decide which weights, and how long
+        inputs["validation"] = dataset["validation"]
+    start = resolve_model(settings, settings.train.start_from) if settings.train.start_from else None
+    if start:
+        inputs["start_from"] = weights_digest(start)
     recipe = Recipe(TRAIN, settings.train.canonical(), inputs)
-    artifact = produce(context.store, recipe, lambda staging: _train(context, dataset, recipe.key, staging))
+
+    def make(staging: Path) -> Facts:
+        return _train(context, dataset, _Making(recipe.key, staging, start))
+
+    artifact = produce(context.store, recipe, make)
     note = f"{settings.train.steps} steps, model {artifact.key[:12]}"
     context.report.finished("train", note, artifact.cached)
     return {"key": artifact.key, "cached": artifact.cached, **artifact.facts}
 
 
-def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
+@dataclass(frozen=True)
+class _Making:
+    """A model under way: its key, its staging folder, and the model it starts from."""
+
+    key: str
+    staging: Path
+    start_from: Path | None
+
+
+def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     context.report.progress("train", 0, context.settings.train.steps)
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
     from liverseg_core.train import HISTORY, TrainJob
@@ -36,7 +59,8 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     from tasks.tracking import MetricLog, finish_run
 
     settings, training = context.settings, dataset["training"]
-    run_id = open_training_run(context, dataset, key)
+    run_id = open_training_run(context, dataset, making.key)
+    shown = settings.train.validate_cases if settings.train.validate_every else 0
     job = TrainJob(
         cases=list(fetch_cases(context, training).values()),
         config=settings.train,
@@ -44,12 +68,15 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
         compute=settings.compute,
         data_key=digest_json(training)[:32],
         progress=lambda step, steps: context.report.progress("train", step, steps),
+        saved=lambda folder: _mirror(context, making.key, folder),
+        validation=list(fetch_cases(context, dataset["validation"][:shown]).values()),
+        start_from=making.start_from,
     )
     ended: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
     try:
         with MetricLog(run_id) as log:
-            _replay(staging / HISTORY, log)
-            facts = fit(job, staging, log)
+            _replay(making.staging / HISTORY, log)
+            facts = fit(job, making.staging, log)
         ended = "FINISHED"
     except Interrupted:
         ended = "KILLED"
@@ -57,6 +84,14 @@ def _train(context: Context, dataset: Record, key: str, staging: Path) -> Facts:
     finally:
         finish_run(run_id, ended)
     return {**facts, "run_id": run_id}
+
+
+def _mirror(context: Context, key: str, checkpoints: Path) -> None:
+    """Training does not stop for a store that does not answer: its checkpoints are on this machine."""
+    try:
+        context.store.mirror(TRAIN, key, checkpoints)
+    except LiversegError as error:
+        _logger.warning("a checkpoint stays on this machine alone: %s", error)
 
 
 def open_training_run(context: Context, dataset: Record, key: str) -> str:

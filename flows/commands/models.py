@@ -1,7 +1,6 @@
 """Verbs that use models: predict, score, and what the registry holds."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +9,7 @@ import typer
 
 from flows.commands.options import Config, Device, Json, Store, print_json
 from flows.console import DATA, dice_table, plain_table, say, watching
-from liverseg_core.config import Settings
 from liverseg_core.durable import is_disk_full
-from liverseg_core.environment import user_cache
 from liverseg_core.errors import LiversegError
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
@@ -39,7 +36,10 @@ def predict(
 ) -> None:
     """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes in ml."""
     targets = _targets(images, out)
-    folder = _model_folder(model, config, store)
+    from flows.settings import load_settings
+    from tasks.model_reference import resolve_model
+
+    folder = resolve_model(load_settings(config, store=store), model)
     from liverseg_core.measures import volumes_ml
     from liverseg_core.model import load_model
     from liverseg_core.nifti import read_nifti, write_label
@@ -97,13 +97,14 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     from dataclasses import asdict
 
     from flows.settings import load_settings
+    from tasks.model_reference import is_tracked
     from tasks.registry import list_versions
     from tasks.tracking import connect
 
     settings = load_settings(config, store=store)
     register = settings.register_
     versions = []
-    if _is_tracked(settings):
+    if is_tracked(settings):
         tracking = connect(register.tracking_uri, settings.store, register.experiment)
         versions = list_versions(tracking, register.model)
     if as_json:
@@ -147,39 +148,6 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _model_folder(reference: str, config: str | None, store: str | None) -> Path:
-    if not reference.startswith(("models:/", "runs:/")):
-        if not Path(reference).is_dir():
-            raise _no_model(reference)
-        return Path(reference)
-    from flows.settings import load_settings
-    from tasks.registry import fetch_model
-    from tasks.tracking import connect
-
-    settings = load_settings(config, store=store)
-    if not _is_tracked(settings):
-        raise _no_model(reference)
-    connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
-    elsewhere = settings.store.startswith("s3://")
-    kept = user_cache() / "models" if elsewhere else Path(settings.store) / "fetched"
-    return fetch_model(reference, kept)
-
-
-def _is_tracked(settings: Settings) -> bool:
-    """Whether there is a tracking store to ask; connecting to a local one would make it."""
-    uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri is not None or (Path(settings.store) / "mlflow.db").exists()
-
-
-def _no_model(reference: str) -> LiversegError:
-    return LiversegError(
-        "LS291",
-        f"there is no model {reference}",
-        "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
-        "See `liverseg models list`",
-    )
 
 
 def _dice(value: float | None) -> str:

@@ -14,15 +14,21 @@ Overrides = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Dask workers; 0: none. Default: one per core.")]
 Dask = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler.")]
+Folds = Annotated[
+    str | None, typer.Option("--fold", metavar="K|all", help="Cross-validation: fold K, or all.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def all_overrides(
-    overrides: list[str] | None, workers: int | None = None, dask: str | None = None
+    overrides: list[str] | None,
+    workers: int | None = None,
+    dask: str | None = None,
+    fold: str | None = None,
 ) -> list[str]:
     """`--set` values, with the flags that stand for one."""
-    flags = {"compute.workers": workers, "compute.dask": dask}
+    flags = {"compute.workers": workers, "compute.dask": dask, "split.fold": fold}
     return [*(overrides or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
 
 

@@ -1,13 +1,22 @@
 """Verbs that run stages: one of them, or the whole flow."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from flows.commands.case_table import case_table, say_flags
-from flows.commands.options import Config, Dask, Json, Overrides, Store, Workers, all_overrides, print_json
+from flows.commands.options import (
+    Config,
+    Dask,
+    Folds,
+    Json,
+    Overrides,
+    Store,
+    Workers,
+    all_overrides,
+    print_json,
+)
 from flows.console import DATA, dice_table, plain_table, say, watching
 from flows.settings import load_settings
 from liverseg_core.config import Settings
@@ -32,12 +41,13 @@ def run(
     overrides: Overrides = None,
     workers: Workers = None,
     dask: Dask = None,
+    fold: Folds = None,
     as_json: Json = False,
 ) -> None:
     """The whole flow, in this process: ingest, split, train, evaluate, register."""
     from flows.local_api import local_api
 
-    every = all_overrides(overrides, workers, dask)
+    every = all_overrides(overrides, workers, dask, fold)
     load_settings(config, every, source=source, store=store)  # a wrong setting shows before anything starts
     with local_api() as api:
         from flows.pipeline import ingest_train_evaluate
@@ -92,29 +102,43 @@ def ingest(
 
 
 def train(
-    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    fold: Folds = None,
+    as_json: Json = False,
 ) -> None:
     """Bring the model up to date with the stored cases."""
-    _one_stage(load_settings(config, overrides or (), store=store), "train", as_json)
+    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "train", as_json)
 
 
 def evaluate(
-    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    fold: Folds = None,
+    as_json: Json = False,
 ) -> None:
     """Bring the evaluation of the model on the validation cases up to date."""
-    _one_stage(load_settings(config, overrides or (), store=store), "evaluate", as_json)
+    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "evaluate", as_json)
 
 
 def register(
-    config: Config = None, store: Store = None, overrides: Overrides = None, as_json: Json = False
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    fold: Folds = None,
+    as_json: Json = False,
 ) -> None:
     """Bring the registered version of the evaluated model up to date."""
-    _one_stage(load_settings(config, overrides or (), store=store), "register", as_json)
+    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "register", as_json)
 
 
 def _one_stage(settings: Settings, last: str, as_json: bool) -> None:
     """Run the stages up to `last` on the stored cases, without Prefect; what is done already is found."""
     from flows.pipeline import open_context
+    from tasks.context import fold_contexts
+    from tasks.ensemble import Fold, ensemble, whole
     from tasks.evaluate import evaluate as evaluate_stage
     from tasks.ingest import stored_cases
     from tasks.register import register as register_stage
@@ -123,17 +147,19 @@ def _one_stage(settings: Settings, last: str, as_json: bool) -> None:
 
     with watching():
         context = open_context(settings)
-        dataset = split_stage(context, stored_cases(context))
-        later: list[tuple[str, Callable[..., Record]]] = [
-            ("train", train_stage),
-            ("evaluate", evaluate_stage),
-            ("register", register_stage),
-        ]
-        results: list[Record] = []
-        for name, stage in later:
-            results.append(stage(context, dataset, *results))
-            if name == last:
-                break
+        cases = stored_cases(context)
+        folds, results = [], []
+        for part in fold_contexts(context):
+            dataset = split_stage(part, cases)
+            results = [train_stage(part, dataset)]
+            if last != "train":
+                results.append(evaluate_stage(part, dataset, results[0]))
+                folds.append(Fold(dataset, *results))
+        if folds:
+            made = whole(folds, lambda: ensemble(context, folds))
+            results = [made.evaluation]
+            if last == "register":
+                results = [register_stage(context, made.dataset, made.model, made.evaluation)]
     if as_json:
         print_json(results[-1])
     elif last == "evaluate":

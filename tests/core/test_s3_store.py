@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from liverseg_core import s3_store
+from liverseg_core import s3_lease, s3_objects, s3_store, s3_transfer
 from liverseg_core.artifact import Artifact, Recipe, Stage, load, verify
 from liverseg_core.case_index import INDEX, remember, stored_facts
 from liverseg_core.config import StorageConfig
@@ -140,7 +141,7 @@ def test_a_crash_at_any_request(
     server: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch, call: str, after: bool
 ) -> None:
     """Stop before or after the n-th request of each kind, for every n; then again from another machine."""
-    real, crashed = getattr(s3_store, call), True
+    real, crashed = getattr(s3_objects, call), True
     for n in itertools.count():
         one, counter = recipe(n=n), itertools.count()
 
@@ -152,8 +153,9 @@ def test_a_crash_at_any_request(
             return result
 
         with monkeypatch.context() as patch:
-            patch.setattr(s3_store, call, crash)
-            patch.setattr(s3_store, "AT_ONCE", 1)
+            for module in (s3_store, s3_transfer):
+                patch.setattr(module, call, crash, raising=False)
+            patch.setattr(s3_transfer, "AT_ONCE", 1)
             try:
                 produce(machine("here"), one, make)
                 crashed = False
@@ -173,6 +175,59 @@ def test_a_crash_at_any_request(
     assert machine("there").survey(PLAIN).leftovers == ()
     for k in range(n + 1):
         complete_or_absent(machine("another"), PLAIN, recipe(n=k).key)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of a second."""
+    for name, value in {"RENEWED_EVERY_S": 0.3, "STALE_S": 3.0, "SETTLED_S": 0.2}.items():
+        monkeypatch.setattr(s3_lease, name, value)
+
+
+def test_what_takes_long_is_made_by_one(machine: Machine, build: SimpleNamespace, impatient: None) -> None:
+    def make_and_look(folder: Path) -> dict[str, object]:
+        refusal = build.refusal(produce, machine("there"), recipe(RESUMABLE), fail)
+        assert refusal == "LS601"
+        (leftover,) = (one for one in machine("there").survey(RESUMABLE).leftovers if "s3://" in one.place)
+        assert not machine("there").discard(leftover)
+        return make(folder)
+
+    made = produce(machine("here"), recipe(RESUMABLE), make_and_look)
+    assert made.facts == {"answer": 42}
+    assert produce(machine("there"), recipe(RESUMABLE), fail).cached
+
+
+@pytest.mark.parametrize("name", ["here", "there"])
+def test_what_was_mirrored_survives_its_machine(
+    server: Any, machine: Machine, impatient: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A training that is killed goes on here at once, and on another machine when its lease is stale."""
+    store, key = machine("here"), recipe(RESUMABLE).key
+
+    def die(folder: Path) -> dict[str, object]:
+        checkpoints = folder / "checkpoints"
+        checkpoints.mkdir()
+        for step in range(3):
+            (checkpoints / f"{step}").write_bytes(b"%d" % step)
+            (checkpoints / f"{step - 2}").unlink(missing_ok=True)
+            (checkpoints / "best").write_bytes(b"best%d" % step)
+            store.mirror(RESUMABLE, key, checkpoints)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_lease, "delete", lambda *_: None)  # a kill leaves the lease
+        with pytest.raises(KeyboardInterrupt):
+            produce(store, recipe(RESUMABLE), die)
+
+    def go_on(folder: Path) -> dict[str, object]:
+        found = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+        assert found == {"1": b"1", "2": b"2", "best": b"best2"}
+        shutil.rmtree(folder / "checkpoints")
+        return make(folder)
+
+    made = produce(machine(name), recipe(RESUMABLE), go_on)
+    assert sorted(digests(made)) == sorted(CONTENT)
+    assert not any(".staging" in key for key in objects(server, store))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""What a person calls a model: a registered version, a run, or a folder."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from liverseg_core.config import Settings
+from liverseg_core.environment import user_cache
+from liverseg_core.errors import LiversegError
+
+
+def resolve_model(settings: Settings, reference: str) -> Path:
+    """The model's folder on this machine.
+
+    Raises:
+        LiversegError: LS291 when there is no such model; LS401 when MLflow fails, LS503 when a registered
+            model's files are not the ones that were registered.
+    """
+    if not reference.startswith(("models:/", "runs:/")):
+        if not Path(reference).is_dir():
+            raise _no_model(reference)
+        return Path(reference)
+    from tasks.registry import fetch_model
+    from tasks.tracking import connect
+
+    if not is_tracked(settings):
+        raise _no_model(reference)
+    connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    elsewhere = settings.store.startswith("s3://")
+    kept = user_cache() / "models" if elsewhere else Path(settings.store) / "fetched"
+    return fetch_model(reference, kept)
+
+
+def is_tracked(settings: Settings) -> bool:
+    """Whether there is a tracking store to ask; connecting to a local one would make it."""
+    uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri is not None or (Path(settings.store) / "mlflow.db").exists()
+
+
+def weights_digest(folder: Path) -> str:
+    """What names a model's weights, whatever the model is called.
+
+    Raises:
+        LiversegError: LS291 when the folder holds none.
+    """
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except OSError:
+        raise _no_model(str(folder)) from None
+
+
+def _no_model(reference: str) -> LiversegError:
+    return LiversegError(
+        "LS291",
+        f"there is no model {reference}",
+        "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
+        "See `liverseg models list`",
+    )
