@@ -68,11 +68,10 @@ def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) 
     """
     low, high = plan.window_hu
     scaling = np.float32(low), np.float32(2 / (high - low))
-    patch = np.empty(size[::-1], np.float32)
+    patch, classes = np.empty(size[::-1], np.float32), np.empty(size[::-1], np.uint8)
     if is_flip(matrix):
-        flips = tuple(slice(None, None, int(sign)) for sign in np.diag(matrix)[::-1])
-        return window(image[flips], *scaling, patch), np.ascontiguousarray(label[flips])
-    classes = np.empty(size[::-1], np.uint8)
+        _mirror((image, label), np.diag(matrix) < 0, scaling, (patch, classes))
+        return patch, classes
     np.clip(image, math.floor(low), math.ceil(high), out=image)
     origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
     pull = np.column_stack([origin, matrix]).astype(np.float32)
@@ -80,10 +79,29 @@ def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) 
     return patch, classes
 
 
-@numba.vectorize(["float32(int16, float32, float32)"], cache=True)
-def window(value, low, scale):  # type: ignore[no-untyped-def]  # numba infers
+@numba.njit(cache=True, nogil=True)
+def _window(value, low, scale):  # type: ignore[no-untyped-def]  # numba infers
     """HU in a window that starts at `low`, brought to (−1, 1) and clipped."""
     return min(max((np.float32(value) - low) * scale - np.float32(1), np.float32(-1)), np.float32(1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _mirror(boxes, flips, scaling, out):  # type: ignore[no-untyped-def]
+    """Fill a patch whose voxels are its box's, turned over along some axes."""
+    (image, label), (patch, classes), (low, scale) = boxes, out, scaling
+    nz, ny, nx = patch.shape
+    for k in range(nz):
+        for j in range(ny):
+            row = nz - 1 - k if flips[2] else k, ny - 1 - j if flips[1] else j
+            values, names, to_value, to_name = image[row], label[row], patch[k, j], classes[k, j]
+            if flips[0]:
+                for i in range(nx):
+                    to_value[i] = _window(values[nx - 1 - i], low, scale)
+                    to_name[i] = names[nx - 1 - i]
+            else:
+                for i in range(nx):
+                    to_value[i] = _window(values[i], low, scale)
+                    to_name[i] = names[i]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
@@ -114,8 +132,7 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
                 c = _between(values[at], values[at + ONE], fx[i])
                 d = _between(values[at + row], values[at + row + ONE], fx[i])
                 a, c = a + fy[i] * (b - a), c + fy[i] * (d - c)
-                a = (a + fz[i] * (c - a) - low) * scale - np.float32(1)
-                patch[k, j, i] = min(max(a, np.float32(-1)), np.float32(1))
+                patch[k, j, i] = _window(a + fz[i] * (c - a), low, scale)
             for i in range(n):
                 at = np.uint64(places[i])
                 up = at + plane
