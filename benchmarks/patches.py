@@ -2,8 +2,8 @@
 
     python benchmarks/patches.py [--data FOLDER] [--peers FOLDER] [--repeats N]
 
-writes benchmarks/results/patches.json. Two phantoms of 300 × 300 × 250 voxels, 1 mm, are made first
-(`--data` keeps them). Every tool reads its own store of the same voxels, in a process of its own with one thread, and
+writes benchmarks/results/patches.json. Two phantoms of 300 × 300 × 250 voxels of 1 mm are made first; FOLDER
+keeps them. Every tool reads its own store of the same voxels, in a process of its own with one thread, and
 they take turns, so that a busy machine is busy for all. One core: CPU milliseconds of the process, without
 workers. All cores: patches a second of wall time with a worker for each, once.
 

@@ -24,6 +24,7 @@ Volume = Shaped[np.ndarray, "z y x"]
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
 HALF = np.float32(0.5)
+MAX = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) 
     if is_flip(matrix):
         _mirror((image, label), np.diag(matrix) < 0, scaling, (patch, classes))
         return patch, classes
-    np.clip(image, math.floor(low), math.ceil(high), out=image)
+    np.clip(image, max(math.floor(low), -MAX), min(math.ceil(high), MAX), out=image)
     origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
     pull = np.column_stack([origin, matrix]).astype(np.float32)
     _gather((image, label), pull, scaling, plan.vote, (patch, classes))
@@ -116,8 +117,7 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
     fx, fy, fz = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     for k in range(patch.shape[0]):
         for j in range(patch.shape[1]):
-            start = pull[:, 0] + pull[:, 2] * np.float32(j) + pull[:, 3] * np.float32(k)
-            x0, y0, z0 = start[0], start[1], start[2]
+            x0, y0, z0 = _at(pull, 0, j, k), _at(pull, 1, j, k), _at(pull, 2, j, k)
             for i in range(n):
                 step = np.float32(np.int32(i))
                 x, y, z = x0 + pull[0, 1] * step, y0 + pull[1, 1] * step, z0 + pull[2, 1] * step
@@ -148,6 +148,12 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
                     at += row if fy[i] >= HALF else ZERO
                     name = names[at + ONE if fx[i] >= HALF else at]
                 classes[k, j, i] = name
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _at(pull, axis, j, k):  # type: ignore[no-untyped-def]
+    """Where the first voxel of row j of plane k comes from."""
+    return pull[axis, 0] + pull[axis, 2] * np.float32(j) + pull[axis, 3] * np.float32(k)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
