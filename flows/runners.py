@@ -22,6 +22,8 @@ IN_FLIGHT_PER_WORKER = 4
 WORKER_WAIT_S = 60
 ADDRESS = re.compile(r"(tcp://|tls://)?[^\s/]+:\d{1,5}")
 NO_PROGRESS_S = 1800
+ROOM_BYTES = 600_000_000
+"""With less, a worker would have less than 240 MB for a case; a streamed one of 512 × 512 takes about 60."""
 USABLE = 0.9
 """Of a worker's memory limit: its nanny kills it at 0.95."""
 PROCESS_BYTES = 300_000_000
@@ -38,7 +40,7 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
     if compute.dask is not None and not ADDRESS.fullmatch(compute.dask):
         what = f"--dask {compute.dask!r} is no scheduler's address"
         raise LiversegError("LS201", what, "HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT", "Correct it")
-    workers = os.cpu_count() or 1 if compute.workers is None else compute.workers
+    workers = _as_many_as_fit() if compute.workers is None else compute.workers
     if compute.dask is None and workers == 0:
         yield SerialRunner()
         return
@@ -62,6 +64,13 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
                 "Start one, correct --dask, or use --workers 0 to work without Dask",
             ) from None
         yield DaskRunner(client)
+
+
+def _as_many_as_fit() -> int:
+    """One worker a core, as far as each has memory for itself and a case."""
+    from distributed.system import MEMORY_LIMIT  # of this container, where there is one
+
+    return max(1, min(os.cpu_count() or 1, int(MEMORY_LIMIT) // ROOM_BYTES))
 
 
 def _local_cluster(workers: int) -> Any:

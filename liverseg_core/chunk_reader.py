@@ -24,7 +24,9 @@ from liverseg_core.arrays import Shape
 from liverseg_core.errors import LiversegError
 from liverseg_core.store import CHUNK
 
-CHECKSUM = struct.Struct("<I")
+CHECKSUM_BYTES = 4
+RESIDUE = google_crc32c.value(struct.pack("<I", google_crc32c.value(b"")))
+"""The CRC of anything that its own CRC follows."""
 SMALL = 1200
 """Bytes of a packed chunk that holds one value all over: most of a label's chunks, and all of them alike."""
 Index = UInt64[np.ndarray, "chunks 2"]
@@ -91,9 +93,9 @@ class StoredVolume:
 
     def _index(self, file: int) -> Index:
         count = -(-self.shape[0] // CHUNK) * -(-self.shape[1] // CHUNK)
-        size = 16 * count + CHECKSUM.size
+        size = 16 * count + CHECKSUM_BYTES
         packed = os.pread(file, size, max(0, os.fstat(file).st_size - size))
-        return np.frombuffer(_checked(packed), "<u8").reshape(count, 2)
+        return np.frombuffer(_checked(packed), "<u8", 2 * count).reshape(count, 2)
 
 
 def read_box(
@@ -160,12 +162,11 @@ def _decoded(packed: bytes, dtype: np.dtype[Any]) -> Volume:
 
 
 def _checked(packed: bytes) -> bytes:
-    """Take the checksum off.
+    """What a checksum ends, checked as a whole: taking the end off would copy the rest.
 
     Raises:
         ValueError: When it is not the data's.
     """
-    data, checksum = packed[: -CHECKSUM.size], packed[-CHECKSUM.size :]
-    if len(checksum) < CHECKSUM.size or CHECKSUM.unpack(checksum) != (google_crc32c.value(data),):
+    if google_crc32c.value(packed) != RESIDUE:
         raise ValueError("its checksum does not match")
-    return data
+    return packed

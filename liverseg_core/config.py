@@ -243,6 +243,8 @@ class ComputeConfig(Section):
     """Processes that share each step's batch in training, one GPU each."""
     compile: bool = False
     """torch.compile the network; results agree to rounding."""
+    channels_last: bool | None = None
+    """Order of a network's voxels in memory; null: with channels last on a GPU, which prefers it."""
     deterministic: bool = False
     """Deterministic kernels on the GPU too, where there are any; on the CPU they always are."""
     loader_workers: Annotated[int, Field(ge=0)] = 0

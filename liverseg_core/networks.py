@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from monai.networks.nets import AHNet, UNet
@@ -36,7 +36,30 @@ def build_network(config: NetworkConfig, seed: int = 0) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        return _BUILDERS[config.name](config)
+        kind, arguments = network_class(config)
+        return kind(**arguments)
+
+
+def network_class(config: NetworkConfig) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a network and its arguments."""
+    if config.name == "resenc":
+        levels = len(config.channels)
+        blocks = RESENC_BLOCKS[:levels] + RESENC_BLOCKS[-1:] * (levels - len(RESENC_BLOCKS))
+        given = config.blocks or blocks
+        return ResEncUNet, {
+            "classes": len(CLASSES), "channels": config.channels, "blocks": given, "norm": config.norm,
+        }  # fmt: skip
+    shared = {"spatial_dims": 3, "in_channels": 1, "out_channels": len(CLASSES)}
+    if config.name == "ahnet":
+        layers, mode = config.blocks or AHNET_BLOCKS, config.upsample
+        return AHNet, {**shared, "layers": layers, "psp_block_num": config.psp_blocks, "upsample_mode": mode}
+    return UNet, {
+        **shared,
+        "channels": config.channels,
+        "strides": (2,) * (len(config.channels) - 1),
+        "num_res_units": config.residual_units,
+        "norm": config.norm,
+    }
 
 
 class Ensemble(nn.Module):
@@ -112,37 +135,3 @@ def _grid(config: NetworkConfig) -> tuple[Shape, Shape]:
         pooled = max(32, pooled)
         return (pooled, pooled, 32), (pooled, pooled, 32)
     return (32, 32, 32), (max(32, pooled), max(32, pooled), 32)
-
-
-def _unet(config: NetworkConfig) -> nn.Module:
-    network: nn.Module = UNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=len(CLASSES),
-        channels=config.channels,
-        strides=(2,) * (len(config.channels) - 1),
-        num_res_units=config.residual_units,
-        norm=config.norm,
-    )
-    return network
-
-
-def _ahnet(config: NetworkConfig) -> nn.Module:
-    network: nn.Module = AHNet(
-        layers=config.blocks or AHNET_BLOCKS,
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=len(CLASSES),
-        psp_block_num=config.psp_blocks,
-        upsample_mode=config.upsample,
-    )
-    return network
-
-
-def _resenc(config: NetworkConfig) -> nn.Module:
-    missing = len(config.channels) - len(RESENC_BLOCKS)
-    blocks = RESENC_BLOCKS[: len(config.channels)] + RESENC_BLOCKS[-1:] * missing
-    return ResEncUNet(len(CLASSES), config.channels, config.blocks or blocks, config.norm)
-
-
-_BUILDERS = {"unet": _unet, "ahnet": _ahnet, "resenc": _resenc}

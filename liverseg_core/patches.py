@@ -23,7 +23,7 @@ from liverseg_core.chunk_reader import StoredVolume, read_box
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.store import Case
-from liverseg_core.warp import Plan, margin, warp, window
+from liverseg_core.warp import Plan, margin, warp
 
 AIR_HU = -1024
 KINDS: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (1, 2))
@@ -155,7 +155,8 @@ def patch_stream(
 def normalise(image: Image, window_hu: tuple[float, float]) -> Float32[np.ndarray, "x y z"]:
     """Map a CT window linearly to (−1, 1), clipped outside."""
     low, high = window_hu
-    return np.asarray(window(image, np.float32(low), np.float32(2 / (high - low))))
+    scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(2 / (high - low)) - np.float32(1)
+    return np.clip(scaled, -1, 1, out=scaled)
 
 
 class _Cuts(Dataset[Cut]):

@@ -29,7 +29,7 @@ from liverseg_core.patches import PatchDataset, patch_stream
 from liverseg_core.store import open_case
 from liverseg_core.system_metrics import Lap
 from liverseg_core.train_job import TrainJob, Values
-from liverseg_core.training_state import State, begin
+from liverseg_core.training_state import State, begin, memory_format
 from liverseg_core.validation import scores, validate
 
 __all__ = ["CHECKPOINTS", "HISTORY", "TrainJob", "train"]
@@ -135,9 +135,10 @@ def _step(run: _Run, state: State, forward: nn.Module, loss_of: Loss, batches: I
     config, world = run.job.config, run.world
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(config, state.step)
+    order = memory_format(run.job.compute, world.device)
     for part in range(config.accumulate):
         image, label = next(batches)
-        x = image.to(world.device, non_blocking=True, memory_format=torch.channels_last_3d)
+        x = image.to(world.device, non_blocking=True, memory_format=order)
         y = label.to(world.device, non_blocking=True)
         with world.gradients(forward, shared=part == config.accumulate - 1):
             with run.autocast():

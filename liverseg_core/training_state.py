@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from liverseg_core.checkpoint import Checkpoint, load_latest, random_state, restore_random_state
+from liverseg_core.config import ComputeConfig
 from liverseg_core.losses import COUNTS
 from liverseg_core.model import load_weights
 from liverseg_core.networks import build_network
@@ -69,6 +70,12 @@ class State:
         restore_random_state(stored["random"])
 
 
+def memory_format(compute: ComputeConfig, device: torch.device) -> torch.memory_format:
+    """How network and patches lie in memory."""
+    last = device.type == "cuda" if compute.channels_last is None else compute.channels_last
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
 _PLAIN = ("validated", "best", "stale", "history", "resumed_from")
 
 
@@ -90,7 +97,7 @@ def begin(job: TrainJob, checkpoints: Path, device: torch.device, first: bool) -
     found = load_latest(checkpoints, job.data_key, _logger.warning if first else lambda _: None)
     if found is None and job.start_from is not None:
         load_weights(job.start_from, network, config.network)
-    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(device, memory_format=memory_format(job.compute, device))  # type: ignore[call-overload]
     state = State(
         network,
         copy.deepcopy(network).eval() if config.ema else None,

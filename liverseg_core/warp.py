@@ -24,6 +24,7 @@ Volume = Shaped[np.ndarray, "z y x"]
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
 HALF = np.float32(0.5)
+MAX = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,40 @@ def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) 
     """
     low, high = plan.window_hu
     scaling = np.float32(low), np.float32(2 / (high - low))
-    patch = np.empty(size[::-1], np.float32)
+    patch, classes = np.empty(size[::-1], np.float32), np.empty(size[::-1], np.uint8)
     if is_flip(matrix):
-        flips = tuple(slice(None, None, int(sign)) for sign in np.diag(matrix)[::-1])
-        return window(image[flips], *scaling, patch), np.ascontiguousarray(label[flips])
-    classes = np.empty(size[::-1], np.uint8)
-    np.clip(image, math.floor(low), math.ceil(high), out=image)
+        _mirror((image, label), np.diag(matrix) < 0, scaling, (patch, classes))
+        return patch, classes
+    np.clip(image, max(math.floor(low), -MAX), min(math.ceil(high), MAX), out=image)
     origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
     pull = np.column_stack([origin, matrix]).astype(np.float32)
     _gather((image, label), pull, scaling, plan.vote, (patch, classes))
     return patch, classes
 
 
-@numba.vectorize(["float32(int16, float32, float32)"], cache=True)
-def window(value, low, scale):  # type: ignore[no-untyped-def]  # numba infers
+@numba.njit(cache=True, nogil=True)
+def _window(value, low, scale):  # type: ignore[no-untyped-def]  # numba infers
     """HU in a window that starts at `low`, brought to (−1, 1) and clipped."""
     return min(max((np.float32(value) - low) * scale - np.float32(1), np.float32(-1)), np.float32(1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _mirror(boxes, flips, scaling, out):  # type: ignore[no-untyped-def]
+    """Fill a patch whose voxels are its box's, turned over along some axes."""
+    (image, label), (patch, classes), (low, scale) = boxes, out, scaling
+    nz, ny, nx = patch.shape
+    for k in range(nz):
+        for j in range(ny):
+            row = nz - 1 - k if flips[2] else k, ny - 1 - j if flips[1] else j
+            values, names, to_value, to_name = image[row], label[row], patch[k, j], classes[k, j]
+            if flips[0]:
+                for i in range(nx):
+                    to_value[i] = _window(values[nx - 1 - i], low, scale)
+                    to_name[i] = names[nx - 1 - i]
+            else:
+                for i in range(nx):
+                    to_value[i] = _window(values[i], low, scale)
+                    to_name[i] = names[i]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
@@ -98,8 +117,7 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
     fx, fy, fz = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     for k in range(patch.shape[0]):
         for j in range(patch.shape[1]):
-            start = pull[:, 0] + pull[:, 2] * np.float32(j) + pull[:, 3] * np.float32(k)
-            x0, y0, z0 = start[0], start[1], start[2]
+            x0, y0, z0 = _at(pull, 0, j, k), _at(pull, 1, j, k), _at(pull, 2, j, k)
             for i in range(n):
                 step = np.float32(np.int32(i))
                 x, y, z = x0 + pull[0, 1] * step, y0 + pull[1, 1] * step, z0 + pull[2, 1] * step
@@ -114,8 +132,7 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
                 c = _between(values[at], values[at + ONE], fx[i])
                 d = _between(values[at + row], values[at + row + ONE], fx[i])
                 a, c = a + fy[i] * (b - a), c + fy[i] * (d - c)
-                a = (a + fz[i] * (c - a) - low) * scale - np.float32(1)
-                patch[k, j, i] = min(max(a, np.float32(-1)), np.float32(1))
+                patch[k, j, i] = _window(a + fz[i] * (c - a), low, scale)
             for i in range(n):
                 at = np.uint64(places[i])
                 up = at + plane
@@ -131,6 +148,12 @@ def _gather(boxes, pull, scaling, vote, out):  # type: ignore[no-untyped-def]
                     at += row if fy[i] >= HALF else ZERO
                     name = names[at + ONE if fx[i] >= HALF else at]
                 classes[k, j, i] = name
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _at(pull, axis, j, k):  # type: ignore[no-untyped-def]
+    """Where the first voxel of row j of plane k comes from."""
+    return pull[axis, 0] + pull[axis, 2] * np.float32(j) + pull[axis, 3] * np.float32(k)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from isal import igzip
 
-from flows.runners import PROCESS_BYTES, USABLE, DaskRunner, open_runner
+from flows.runners import PROCESS_BYTES, USABLE, DaskRunner, _as_many_as_fit, open_runner
 from liverseg_core.config import ComputeConfig, IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.ingest import ingest_case
@@ -191,6 +191,17 @@ def test_the_memory_of_a_task(small_workers: DaskRunner) -> None:
     with open_runner(ComputeConfig(workers=1)) as runner:
         assert runner.memory_per_task
         assert runner.memory_per_task > MEMORY
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "workers"), [(2, 10**10, 2), (64, 16 * 10**9, 26), (4, 10**8, 1)]
+)
+def test_no_more_workers_than_memory_for_them(
+    monkeypatch: pytest.MonkeyPatch, cores: int, memory: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", memory)
+    assert _as_many_as_fit() == workers
 
 
 def test_a_share_for_each_thread(free_port: Callable[[], int]) -> None:
