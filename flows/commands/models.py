@@ -1,75 +1,23 @@
-"""Verbs that use models: predict, score, and what the registry holds."""
+"""Verbs that judge models: score, and what the registry holds."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.commands.options import Config, Device, Json, Store, print_json
-from flows.console import DATA, dice_table, plain_table, say, watching
+from flows.commands.options import Config, Json, Store, print_json
+from flows.console import DATA, dice_table, plain_table
 from liverseg_core.config import Settings
-from liverseg_core.durable import is_disk_full
-from liverseg_core.environment import user_cache
-from liverseg_core.errors import LiversegError
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command()(predict)
     app.command()(score)
     registry.command("list")(list_models)
     app.add_typer(registry, name="models")
-
-
-def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Scans as NIfTI.")],
-    model: Annotated[
-        str, typer.Option(metavar="REF", help="models:/liverseg@champion, runs:/ID or a folder.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .nii.gz for one scan, else a folder.")],
-    config: Config = None,
-    store: Store = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes in ml."""
-    targets = _targets(images, out)
-    folder = _model_folder(model, config, store)
-    from liverseg_core.measures import volumes_ml
-    from liverseg_core.model import load_model
-    from liverseg_core.nifti import read_nifti, write_label
-    from liverseg_core.predict import segment
-
-    network = load_model(folder, device)
-    found: list[dict[str, Any]] = []
-    with watching() as report:
-        for done, (image, target) in enumerate(zip(images, targets, strict=True)):
-            report.progress("predict", done, len(images), image.name)
-            volume = read_nifti(image)
-            label = segment(network, volume)
-            with _replacing(target) as part:
-                write_label(part, label, volume.header)
-            found.append(
-                {
-                    "image": str(image),
-                    "label": str(target),
-                    **volumes_ml(label, volume.header.grid.spacing_mm),
-                }
-            )
-    if as_json:
-        print_json(found)
-    else:
-        headings = ("image", "label", "liver_ml", "tumour_ml")
-        rows = [
-            [one["image"], one["label"], f"{one['liver_ml']:.1f}", f"{one['tumour_ml']:.1f}"] for one in found
-        ]
-        DATA.print(plain_table(headings, rows))
-        say("Research software, not a medical device.")
 
 
 def score(
@@ -103,7 +51,7 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     settings = load_settings(config, store=store)
     register = settings.register_
     versions = []
-    if _is_tracked(settings):
+    if is_tracked(settings):
         tracking = connect(register.tracking_uri, settings.store, register.experiment)
         versions = list_versions(tracking, register.model)
     if as_json:
@@ -118,68 +66,10 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     DATA.print(plain_table(headings, rows))
 
 
-def _targets(images: list[Path], out: Path) -> list[Path]:
-    """Where each scan's label goes."""
-    if len(images) == 1 and out.name.endswith(".nii.gz"):
-        return [out]
-    names = [f"{image.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for image in images]
-    a_file = out.is_file() or out.name.endswith((".nii", ".nii.gz"))
-    if len(set(names)) < len(names) or a_file:
-        trouble = f"--out {out} is no folder" if a_file else "two scans of one name would write one file"
-        raise LiversegError(
-            "LS208", trouble, "a .nii.gz for one scan, else a folder", "Correct --out, or rename the scans"
-        )
-    return [out / name for name in names]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write instead of `path`, whose place it takes when it is whole."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
-    except OSError as error:
-        code = "LS701" if is_disk_full(error) else "LS208"
-        what, allowed = f"cannot write {path}: {error.strerror}", "a place that this user may write to"
-        raise LiversegError(code, what, allowed, "Choose another --out, or free some space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def _model_folder(reference: str, config: str | None, store: str | None) -> Path:
-    if not reference.startswith(("models:/", "runs:/")):
-        if not Path(reference).is_dir():
-            raise _no_model(reference)
-        return Path(reference)
-    from flows.settings import load_settings
-    from tasks.registry import fetch_model
-    from tasks.tracking import connect
-
-    settings = load_settings(config, store=store)
-    if not _is_tracked(settings):
-        raise _no_model(reference)
-    connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
-    elsewhere = settings.store.startswith("s3://")
-    kept = user_cache() / "models" if elsewhere else Path(settings.store) / "fetched"
-    return fetch_model(reference, kept)
-
-
-def _is_tracked(settings: Settings) -> bool:
+def is_tracked(settings: Settings) -> bool:
     """Whether there is a tracking store to ask; connecting to a local one would make it."""
     uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return uri is not None or (Path(settings.store) / "mlflow.db").exists()
-
-
-def _no_model(reference: str) -> LiversegError:
-    return LiversegError(
-        "LS291",
-        f"there is no model {reference}",
-        "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID or a model's folder",
-        "See `liverseg models list`",
-    )
 
 
 def _dice(value: float | None) -> str:
