@@ -1,0 +1,187 @@
+"""What a training step costs, recipe by recipe, against nnU-Net's on the same network, patch and batch.
+
+    python benchmarks/train_step.py [--steps N] [--peers FOLDER] [--full]
+
+writes benchmarks/results/train_step.json. Without a GPU: one core, networks and patches of a size for that,
+fp32. With one, or with --full: the recipes' own networks, patches and precision. nnU-Net is installed into an
+environment of its own; MONAI's networks are lent to it from ours.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from machine import describe
+from peers_environment import python_of, run_in
+from torch.utils.flop_counter import FlopCounterMode
+
+from flows.settings import load_settings
+from liverseg_core import resenc
+from liverseg_core.config import IngestConfig, TrainConfig
+from liverseg_core.ingest import ingest_case
+from liverseg_core.local_store import LocalStore
+from liverseg_core.networks import build_network, network_class
+from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+from liverseg_core.source import open_source
+
+RESULT = Path(__file__).parent / "results" / "train_step.json"
+SMALL = {
+    "unet": ["train.patch_size=[48, 48, 48]"],
+    "ahnet": ["train.patch_size=[64, 32, 32]", "train.network.psp_blocks=2"],
+    "resenc": ["train.patch_size=[48, 48, 48]", "train.network.channels=[16, 32, 64, 128, 160]",
+               "train.network.blocks=null", "train.precision=fp32"],
+    "phantom": [],
+}  # fmt: skip
+NNUNET = {
+    "loss": "dice_ce", "optimiser": "sgd", "momentum": 0.99, "weight_decay": 3e-5, "gradient_clip": 12.0,
+    "ema": None,
+}  # fmt: skip
+"""What its trainer does in a step, for a comparison of the same work."""
+LOOP_STEPS = 6
+FITS_MB = 8000
+"""What --full may take of this machine's memory where there is no GPU."""
+
+
+def main() -> None:
+    """Measure each recipe, then nnU-Net on its network."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--peers", type=Path, default=Path("~/.cache/liverseg/peers").expanduser())
+    parser.add_argument("--full", action="store_true", help="full size without a GPU, where it fits; no peer")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides, on a GPU")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    alone = options.full and device == "cpu"
+    peak = matrix_flops(device)
+    recipes: dict[str, Any] = {}
+    machine = describe() | device_of(device) | {"matrix_gflops": round(peak / 1e9)}
+    with tempfile.TemporaryDirectory(prefix="liverseg-step-") as folder:
+        cases = [] if alone else phantom_cases(Path(folder))
+        for name, smaller in SMALL.items():
+            settings = load_settings(name, [] if options.full or device == "cuda" else smaller, {})
+            recipe = settings.train
+            entry = size_of(recipe)
+            recipes[name] = entry
+            if alone and entry["autograd_mb"] + 4 * entry["weights_mb"] > FITS_MB:
+                entry["not_run"] = f"would take more than {FITS_MB} MB of this machine"
+                continue
+            compute = {"compile": options.compile, "channels_last": settings.compute.channels_last}
+            request = {"device": device, "steps": options.steps, **compute}
+            entry["ours"] = ours(recipe, request, cases, Path(folder))
+            reached = entry["gflop"] * 1e12 / entry["ours"]["step_ms"]
+            entry["share_of_matrix_speed"] = round(reached / peak, 3)
+            if not alone:
+                alike = recipe.model_copy(update=NNUNET)
+                entry["ours_as_nnunet"] = ours(alike, request, [], Path(folder))
+                entry["nnunet"] = nnunet(recipe, request, options.peers, Path(folder))
+                clock = "step_cpu_ms" if device == "cpu" else "step_ms"
+                entry["ours_over_nnunet"] = round(entry["ours_as_nnunet"][clock] / entry["nnunet"][clock], 3)
+            print(name, json.dumps(entry), file=sys.stderr)
+    path = RESULT.with_name("train_step_full.json") if alone else RESULT
+    text = json.dumps({"machine": machine, "recipes": recipes}, indent=1)
+    path.write_text(text + "\n")
+    print(text)
+
+
+def ours(recipe: TrainConfig, request: dict[str, Any], cases: list[Path], folder: Path) -> dict[str, float]:
+    """Our step and loop, in a process of their own."""
+    told = {"train": recipe.canonical(), "cases": [str(case) for case in cases], "loop_steps": 2 * LOOP_STEPS}
+    return _run(Path(sys.executable), "step_liverseg.py", request | told, folder)
+
+
+def nnunet(recipe: TrainConfig, request: dict[str, Any], peers: Path, folder: Path) -> dict[str, float]:
+    """nnU-Net's step on the same network."""
+    lent = folder / "lent"
+    lent.mkdir(exist_ok=True)
+    if not (lent / "monai").exists():
+        (lent / "monai").symlink_to(Path(monai.__file__).parent)
+    kind, arguments = network_class(recipe.network)
+    told = {
+        "lent": str(lent),
+        # a file of ours that needs torch alone, or a module of MONAI
+        "module": None if kind is resenc.ResEncUNet else kind.__module__,
+        "file": resenc.__file__,
+        "name": kind.__name__,
+        "arguments": arguments,
+        "patch_size": recipe.patch_size,
+        "batch_size": recipe.batch_size,
+    }
+    return _run(python_of("nnunet", peers), "step_nnunet.py", request | told, folder)
+
+
+def _run(python: Path, script: str, request: dict[str, Any], folder: Path) -> dict[str, float]:
+    try:
+        printed = run_in(python, script, [json.dumps(request)], folder)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{script}: {error.stderr}")
+    cost: dict[str, float] = json.loads(printed)
+    return cost
+
+
+def phantom_cases(folder: Path) -> list[Path]:
+    """Two stored cases, larger than any patch here."""
+    tar = folder / "phantom.tar"
+    write_phantom_tar(tar, PhantomSpec(cases=2, unlabelled=0, size=(160, 160, 112)))
+    config = IngestConfig(spacing_mm=(2, 2, 2) if not torch.cuda.is_available() else (1, 1, 1))
+    return [ingest_case(case, config, LocalStore(folder)).path for case in open_source(str(tar)).cases]
+
+
+def matrix_flops(device: str) -> float:
+    """Operations a second of a large matrix product: fp32 on one core, bf16 on a GPU."""
+    size, kind = (8192, torch.bfloat16) if device == "cuda" else (1536, torch.float32)
+    a, best = torch.randn(size, size, device=device, dtype=kind), 0.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(5):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    torch.set_num_threads(threads)
+    return best
+
+
+def device_of(device: str) -> dict[str, object]:
+    """What trained, and with what."""
+    gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"threads": 1}
+    return gpu | {"torch": torch.__version__}
+
+
+def size_of(recipe: TrainConfig) -> dict[str, Any]:
+    """What a step of a recipe amounts to, without doing it."""
+    kept = 0
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    share = recipe.batch_size // recipe.accumulate
+    counter = FlopCounterMode(display=False)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision, torch.float32)
+    with torch.device("meta"):
+        network = build_network(recipe.network).to(kind)  # autocast keeps activations in its type
+        with counter, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            outputs = network(torch.empty(share, 1, *recipe.patch_size, dtype=kind))
+            levels = outputs if isinstance(outputs, list) else [outputs]
+            torch.autograd.backward([logits.sum() for logits in levels])
+    weights = sum(p.numel() for p in network.parameters())
+    return {
+        "network": recipe.network.name,
+        "patch_size": list(recipe.patch_size),
+        "batch_size": recipe.batch_size,
+        "precision": recipe.precision,
+        "weights_mb": round(weights * 4 / 1e6),
+        "autograd_mb": round(kept / 1e6),
+        "gflop": round(counter.get_total_flops() * recipe.accumulate / 1e9, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
