@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from liverseg_core.source import CaseSource, open_source
 
 Row = dict[str, Any]
 WORKERS = (1, 2, 4)
-COPIES = 3
-"""Of each case, under names of their own: enough of them that the last one running alone hardly counts."""
+COPIES, ROUNDS = 2, 3
+"""Of each case, under names of their own; and how often all are ingested, of which the quickest counts."""
 START_S = 60
 
 
@@ -45,39 +46,43 @@ def workers(folder: Path) -> Row:
             for count in WORKERS:
                 before = _cpu_s(server)
                 row = {"source": "S3 on loopback", **_measure(remote.cases, cases[SMALL], count)}
-                rows.append({**row, "server_cpu_s": round(_cpu_s(server) - before, 2)})
+                rows.append({**row, "server_cpu_s": round((_cpu_s(server) - before) / ROUNDS, 2)})
     tar.unlink()
     return {"cores": os.cpu_count(), "rows": [_against_one(row, rows) for row in rows]}
 
 
 def _measure(cases: Sequence[CaseSource], small: CaseSource, count: int) -> Row:
+    """The quickest of some rounds: other work on the machine only makes them longer."""
     print(f"{count} workers", file=sys.stderr)
     items = [replace(case, case=f"{case.case}-{k}") for k in range(COPIES) for case in cases]
     warm = [replace(small, case=f"warm-{k}") for k in range(4 * count)]
-    with (
-        open_runner(ComputeConfig(workers=count)) as runner,
-        tempfile.TemporaryDirectory(prefix="liverseg-store-") as store,
-    ):
+    with open_runner(ComputeConfig(workers=count)) as runner:
         assert isinstance(runner, DaskRunner)
-        work = functools.partial(ingest_case, config=IngestConfig(), store=LocalStore(Path(store)))
-        list(runner.map(work, warm))
-        cpu, wall, written = _workers_cpu_s(runner), time.perf_counter(), bytes_below(Path(store))
-        outcomes = list(runner.map(work, items))
-        wall = time.perf_counter() - wall
-        cpu, written = _workers_cpu_s(runner) - cpu, bytes_below(Path(store)) - written
-    failed = [outcome.error for outcome in outcomes if outcome.error]
-    assert not failed, failed[0]
+        _round(runner, warm)
+        rounds = [_round(runner, items) for _ in range(ROUNDS)]
+    best = min(rounds, key=itemgetter("wall_s"))
     read = sum(member.size for case in items for member in (case.image, case.label) if member)
     return {
         "workers": count,
         "cases": len(items),
-        "wall_s": round(wall, 2),
-        "cpu_s_per_case": round(cpu / len(items), 3),
-        "cases_per_min": round(60 * len(items) / wall, 1),
-        "read_mb_per_s": round(read / wall / 1e6, 1),
+        "rounds_wall_s": [found["wall_s"] for found in rounds],
+        **best,
+        "cpu_s_per_case": round(best["cpu_s"] / len(items), 3),
+        "cases_per_min": round(60 * len(items) / best["wall_s"], 1),
+        "read_mb_per_s": round(read / best["wall_s"] / 1e6, 1),
         "bytes_read": read,
-        "bytes_written": written,
     }
+
+
+def _round(runner: DaskRunner, items: Sequence[CaseSource]) -> Row:
+    """Ingest the cases into a store of their own."""
+    with tempfile.TemporaryDirectory(prefix="liverseg-store-") as store:
+        work = functools.partial(ingest_case, config=IngestConfig(), store=LocalStore(Path(store)))
+        cpu, wall = _workers_cpu_s(runner), time.perf_counter()
+        failed = [outcome.error for outcome in runner.map(work, items) if outcome.error]
+        cpu, wall = _workers_cpu_s(runner) - cpu, time.perf_counter() - wall
+        assert not failed, failed[0]
+        return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "bytes_written": bytes_below(Path(store))}
 
 
 def _workers_cpu_s(runner: DaskRunner) -> float:
