@@ -47,7 +47,11 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
                 group["lr"] = trainer.initial_lr * (1 - step / whole) ** 0.9
             trainer.train_step(next(trainer.dataloader_train))
         trained_s += cpu_s() - began
+        axes = trainer.inference_allowed_mirroring_axes
+        if point < request["points"] - 1:  # its mirrored predictions, eight times the work, at the end alone
+            trainer.inference_allowed_mirroring_axes = None
         trainer.perform_actual_validation()
+        trainer.inference_allowed_mirroring_axes = axes
         folder = out / str(point)
         shutil.copytree(Path(trainer.output_folder) / "validation", folder, ignore=_others)
         points.append({"folder": str(folder), "cpu_s": round(trained_s, 1), "steps": (point + 1) * every})
