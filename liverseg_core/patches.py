@@ -17,31 +17,17 @@ from jaxtyping import Float32, Int16, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from liverseg_core.arrays import Image, Shape
+from liverseg_core.arrays import Image
 from liverseg_core.augment import Draw, change_intensities, draw
 from liverseg_core.chunk_reader import StoredVolume, read_box
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.places import Place, PlaceSampler, as_shape
 from liverseg_core.store import Case
 from liverseg_core.warp import Plan, margin, warp
 
 AIR_HU = -1024
-KINDS: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (1, 2))
-"""The classes of each entry of `train.class_mixture`; a fifth entry asks for no voxel at all."""
-ANYWHERE = len(KINDS)
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where sample n lies."""
-
-    case: int
-    """Index into the training cases."""
-    label: int | None
-    """Class of the drawn voxel; None where the patch itself was drawn."""
-    start: Shape
-    """First voxel of the patch; negative only in volumes smaller than a patch."""
 
 
 class Cut(NamedTuple):
@@ -66,11 +52,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, cases: Sequence[Case], config: TrainConfig, resident_mb: int = 0) -> None:
         self.cases, self.config = cases, config
-        self.holders = [
-            [i for i, case in enumerate(cases) if any(len(case.positions.get(c, ())) for c in classes)]
-            for classes in (*KINDS, (0, 1, 2))
-        ]
-        self.mixture = _mixture(config, self.holders)
+        self.sampler = PlaceSampler.of(cases, config)
         self.volumes: list[tuple[Any, Any]] = [
             (StoredVolume.of(case.image), StoredVolume.of(_label(case))) for case in cases
         ]
@@ -79,16 +61,16 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def place(self, n: int) -> Place:
         """Where sample n lies."""
-        return self._place(np.random.default_rng((self.config.seed, n)))
+        return self.sampler.draw(np.random.default_rng((self.config.seed, n)))
 
     def read(self, n: int) -> Cut:
         """The voxels that sample n needs, with the margin of its affine, as they are stored."""
         rng = np.random.default_rng((self.config.seed, n))
-        place = self._place(rng)
+        place = self.sampler.draw(rng)
         drawn = draw(self.config.augment, self.cases[place.case].grid.affine, rng)
         extra = margin(drawn.matrix, self.config.patch_size)
-        start = _shape(np.subtract(place.start, extra))
-        size = _shape(np.add(self.config.patch_size, np.multiply(2, extra)))
+        start = as_shape(np.subtract(place.start, extra))
+        size = as_shape(np.add(self.config.patch_size, np.multiply(2, extra)))
         image, label = self.volumes[place.case]
         image, label = read_box(image, start, size, AIR_HU), read_box(label, start, size, 0)
         return Cut(torch.from_numpy(image.T), torch.from_numpy(label.T), drawn)
@@ -101,28 +83,6 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         with _one_thread():
             patch = change_intensities(torch.from_numpy(image), cut.draw)
         return _as_indexed(patch[None]), _as_indexed(torch.from_numpy(label))
-
-    def _place(self, rng: np.random.Generator) -> Place:
-        kind = int(rng.choice(len(self.mixture), p=self.mixture))
-        case = self.holders[kind][rng.integers(len(self.holders[kind]))]
-        size, shape = np.array(self.config.patch_size), np.array(self.cases[case].grid.shape)
-        room = np.maximum(shape - size, 0)
-        label, start = None, rng.integers(0, room + 1)
-        if kind != ANYWHERE:
-            label = self._class(KINDS[kind], case, rng)
-            positions = self.cases[case].positions[label]
-            centre = positions[rng.integers(len(positions))]
-            reach = (self.config.jitter * (size // 2)).astype(int)
-            # Inside the volume, as inference windows are: a lesion at its border is off the centre, not cut.
-            start = np.clip(centre - size // 2 + rng.integers(-reach, reach + 1), 0, room)
-        return Place(case, label, _shape(np.where(shape >= size, start, (shape - size) // 2)))
-
-    def _class(self, classes: Sequence[int], case: int, rng: np.random.Generator) -> int:
-        """One of these classes, as a voxel drawn from all of theirs in the case would have it."""
-        if len(classes) == 1:
-            return classes[0]
-        voxels = np.array([self.cases[case].fingerprint["voxels"][c] for c in classes])
-        return int(rng.choice(classes, p=voxels / voxels.sum()))
 
 
 def patch_stream(
@@ -244,24 +204,6 @@ def _label(case: Case) -> Any:
             "Leave the case out of the training list, or ingest it with its label",
         )
     return case.label
-
-
-def _mixture(config: TrainConfig, holders: Sequence[Sequence[int]]) -> list[float]:
-    """The class mixture over the kinds of places that some case has."""
-    shares = [share if held else 0.0 for share, held in zip(config.class_mixture, holders, strict=False)]
-    if not sum(shares):
-        raise LiversegError(
-            "LS372",
-            "no training case has a voxel of any class in train.class_mixture",
-            "labelled voxels of at least one class with a share above 0",
-            "Check the labels with `liverseg verify`, or change train.class_mixture",
-        )
-    return [share / sum(shares) for share in shares]
-
-
-def _shape(values: np.ndarray) -> Shape:
-    x, y, z = (int(value) for value in values)
-    return x, y, z
 
 
 def _ignore_interrupt(_worker: int) -> None:
