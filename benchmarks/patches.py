@@ -22,6 +22,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -86,26 +87,28 @@ def measure(folder: Path, peers: Path, way: str, size: int, which: str, workers:
     return found
 
 
-def compare(folder: Path, peers: Path, repeats: int) -> list[dict[str, Any]]:
+def compare(folder: Path, peers: Path, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every tool, size, set and number of workers, taking turns."""
-    cores = os.cpu_count() or 1
-    rows = []
-    for size, which, workers in product(SIZES, SETS, (0, cores)):
+    for size, which, workers in product(chosen.sizes, SETS, sorted({0, chosen.workers})):
         ways = ["stream", "nnunet", "queue"] + ([] if workers else ["read"])
         runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for _, way in product(range(1 if workers else repeats), ways):
+        for _, way in product(range(1 if workers else chosen.repeats), ways):
             runs[way].append(measure(folder, peers, way, size, which, workers))
             print(size, which, workers, way, runs[way][-1], file=sys.stderr)
-        row: dict[str, Any] = {"size": size, "set": which, "workers": workers}
-        for way, found in runs.items():
-            cost = [(run["wall_s"] if workers else run["cpu_s"]) / run["patches"] for run in found]
-            row[way] = {"patches_per_s": round(1 / statistics.median(cost), 2)}
-            if not workers:
-                row[way]["cpu_ms"] = round(1000 * statistics.median(cost), 2)
-        for way in ("nnunet", "queue"):
-            row[f"times_{way}"] = round(row["stream"]["patches_per_s"] / row[way]["patches_per_s"], 1)
-        rows.append(row)
-    return rows
+        yield {"size": size, "set": which, "workers": workers, **summary(runs, workers)}
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], workers: int) -> dict[str, Any]:
+    """Medians of the runs of each tool, and how many times ours is as fast."""
+    row: dict[str, Any] = {}
+    for way, found in runs.items():
+        cost = [(run["wall_s"] if workers else run["cpu_s"]) / run["patches"] for run in found]
+        row[way] = {"patches_per_s": round(1 / statistics.median(cost), 2), "runs": len(found)}
+        if not workers:
+            row[way]["cpu_ms"] = round(1000 * statistics.median(cost), 2)
+    for way in ("nnunet", "queue"):
+        row[f"times_{way}"] = round(row["stream"]["patches_per_s"] / row[way]["patches_per_s"], 1)
+    return row
 
 
 def soak(folder: Path, workers: int) -> dict[str, Any]:
@@ -121,18 +124,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "liverseg" / "peers")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="0: one core only")
+    parser.add_argument("--soak", type=int, nargs="*", default=(0, 2), help="numbers of workers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="liverseg-patches-") as temporary:
         folder = (options.data or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         prepare(folder)
-        load = os.getloadavg()[0]
-        rows = compare(folder, options.peers, options.repeats)
-        left = [soak(folder, workers) for workers in (0, 2)]
-    versions = {"nnunetv2": "2.8.1", "torchio": "1.2.1"}
-    result = {"machine": describe(), "load_before": load, "versions": versions, "rows": rows, "soak": left}
+        for row in compare(folder, options.peers, options):
+            keep("rows", row, ("size", "set", "workers"))
+        for workers in options.soak:
+            keep("soak", soak(folder, workers), ("workers",))
+    print(RESULT.read_text())
+
+
+def keep(part: str, row: dict[str, Any], key: tuple[str, ...]) -> None:
+    """Write a result, in the place of an older one of the same kind."""
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": [], "soak": []}
+    others = [old for old in result[part] if any(old[name] != row[name] for name in key)]
+    told = {**row, "load": round(os.getloadavg()[0], 1)}
+    result |= {"machine": describe(), "versions": {"nnunetv2": "2.8.1", "torchio": "1.2.1"}}
+    result[part] = sorted([*others, told], key=lambda found: [found[name] for name in key])
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

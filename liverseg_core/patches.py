@@ -76,13 +76,24 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         return Cut(torch.from_numpy(image.T), torch.from_numpy(label.T), drawn)
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        cut, config = self.read(n), self.config
-        plan = Plan(config.window_hu, config.augment.label_interpolation == "vote")
-        boxes = cut.image.numpy(), cut.label.numpy()
-        image, label = warp(*boxes, cut.draw.matrix, config.patch_size, plan)
+        images, labels = self.__getitems__([n])
+        return images[0], labels[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A batch, as a loader asks for it; stacking finished patches would copy every one of them."""
+        shape = (len(numbers), *self.config.patch_size[::-1])
+        images, labels = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
+        plan = Plan(self.config.window_hu, self.config.augment.label_interpolation == "vote")
         with _one_thread():
-            patch = change_intensities(torch.from_numpy(image), cut.draw)
-        return _as_indexed(patch[None]), _as_indexed(torch.from_numpy(label))
+            for n, image, label in zip(numbers, images, labels, strict=True):
+                cut = self.read(n)
+                boxes = cut.image.numpy(), cut.label.numpy()
+                warp(boxes, cut.draw.matrix, plan, (image.numpy(), label.numpy()))
+                changed = change_intensities(image, cut.draw)
+                if changed is not image:
+                    image.copy_(changed)
+        # x stays fastest: turning the axes in memory would cost as much as an affine.
+        return images[:, None].transpose(-1, -3), labels.transpose(-1, -3)
 
 
 def patch_stream(
@@ -107,9 +118,9 @@ def patch_stream(
         return queue_batches(dataset, steps, batch_size, compute)
     numbers = _Numbers(steps, batch_size)
     if dataset.config.augment.on == "device":
-        cuts = _loader(_Cuts(dataset), numbers, batch_size, compute, collate_fn=list)
+        cuts = _loader(_Cuts(dataset), numbers, batch_size, compute)
         return _augmented(cuts, dataset.config, device)
-    return _loader(dataset, numbers, batch_size, compute, collate_fn=_collate)
+    return _loader(dataset, numbers, batch_size, compute)
 
 
 def normalise(image: Image, window_hu: tuple[float, float]) -> Float32[np.ndarray, "x y z"]:
@@ -144,7 +155,7 @@ class _Numbers:
 
 
 def _loader(
-    dataset: Dataset[Any], numbers: _Numbers, batch_size: int, compute: ComputeConfig, **options: Any
+    dataset: Dataset[Any], numbers: _Numbers, batch_size: int, compute: ComputeConfig
 ) -> "DataLoader[Any]":
     workers = compute.loader_workers
     context = multiprocessing.get_context("forkserver")  # threads do not survive a fork
@@ -158,7 +169,7 @@ def _loader(
         worker_init_fn=_ignore_interrupt if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the loader would draw its base seed from the training's generator
-        **options,
+        collate_fn=_as_they_are,
     )
 
 
@@ -171,17 +182,8 @@ def _augmented(
         yield augment_batch(cuts, config, device)
 
 
-def _collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A batch, x fastest as its samples are: turning the axes in memory would cost as much as an affine."""
-    images, labels = (
-        torch.stack([_as_indexed(part) for part in parts]) for parts in zip(*samples, strict=True)
-    )
-    return _as_indexed(images), _as_indexed(labels)
-
-
-def _as_indexed(stored: Tensor) -> Tensor:
-    """The same voxels with the last three axes reversed: (…, z, y, x) ↔ (…, x, y, z)."""
-    return stored.transpose(-1, -3)
+def _as_they_are(samples: Any) -> Any:
+    return samples
 
 
 @contextmanager

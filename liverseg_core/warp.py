@@ -57,27 +57,25 @@ def margin(matrix: Matrix, size: Shape) -> Shape:
     return x, y, z
 
 
-def warp(image: Volume, label: Volume, matrix: Matrix, size: Shape, plan: Plan) -> tuple[Volume, Volume]:
-    """The patch around the centre of the boxes: intensities in (−1, 1), float32, and classes, uint8.
+def warp(boxes: tuple[Volume, Volume], matrix: Matrix, plan: Plan, out: tuple[Volume, Volume]) -> None:
+    """Fill a patch from around the centre of its boxes.
 
     Args:
-        image: HU; larger than the patch by its `margin`. Is clipped to the window.
-        label: The same box of the label.
+        boxes: HU, which are clipped to the window, and classes; larger than the patch by its `margin`.
         matrix: Where each voxel of the patch comes from.
-        size: Of the patch (x, y, z).
         plan: The window and the way of labels.
+        out: The patch: intensities in (−1, 1), float32, and classes, uint8.
     """
     low, high = plan.window_hu
     scaling = np.float32(low), np.float32(2 / (high - low))
-    patch, classes = np.empty(size[::-1], np.float32), np.empty(size[::-1], np.uint8)
     if is_flip(matrix):
-        _mirror((image, label), np.diag(matrix) < 0, scaling, (patch, classes))
-        return patch, classes
+        _mirror(boxes, np.diag(matrix) < 0, scaling, out)
+        return
+    image, patch = boxes[0], out[0]
     np.clip(image, max(math.floor(low), -MAX), min(math.ceil(high), MAX), out=image)
-    origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
+    origin = (np.array(image.shape[::-1]) - 1) / 2 - matrix @ ((np.array(patch.shape[::-1]) - 1) / 2)
     pull = np.column_stack([origin, matrix]).astype(np.float32)
-    _gather((image, label), pull, scaling, plan.vote, (patch, classes))
-    return patch, classes
+    _gather(boxes, pull, scaling, plan.vote, out)
 
 
 @numba.njit(cache=True, nogil=True)

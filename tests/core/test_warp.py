@@ -13,7 +13,8 @@ from liverseg_core.augment import Draw, change_intensities, draw, pull_matrix
 from liverseg_core.config import AugmentConfig, TrainConfig
 from liverseg_core.device_augment import augment_batch
 from liverseg_core.patches import Cut, normalise
-from liverseg_core.warp import Plan, is_flip, margin, warp
+from liverseg_core.warp import Plan, is_flip, margin
+from liverseg_core.warp import warp as warp_into
 
 SIZE = (20, 24, 16)
 WINDOW = (-200.0, 300.0)
@@ -32,6 +33,14 @@ def boxes(matrix: np.ndarray, size: tuple[int, int, int] = SIZE) -> tuple[np.nda
     image = 250 * np.sin(x + 0.5 * z) + 200 * np.cos(y) + 50
     label = (image > 100).astype(np.uint8) + (image > 300)
     return np.rint(image).astype(np.int16).T.copy(), label.T.copy()
+
+
+def warp(
+    image: np.ndarray, label: np.ndarray, matrix: np.ndarray, size: tuple[int, int, int], plan: Plan
+) -> tuple[np.ndarray, np.ndarray]:
+    out = np.empty(size[::-1], np.float32), np.empty(size[::-1], np.uint8)
+    warp_into((image, label), matrix, plan, out)
+    return out
 
 
 def some_matrix(seed: int = 0, affine: np.ndarray = OBLIQUE) -> np.ndarray:
