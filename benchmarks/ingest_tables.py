@@ -24,7 +24,7 @@ COLUMNS = {
     "peers": ("peer", "case", "cpu_s", "cpu_ratio", "wall_s", "peak_mb", "bytes_written", "phases_cpu_s"),
     "workers": (
         *("source", "workers", "wall_s", "cases_per_min", "read_mb_per_s", "cpu_s_per_case", "speedup"),
-        *("efficiency_per_core", "bytes_written", "server_cpu_s"),
+        *("efficiency_per_core", "cpu_efficiency", "bytes_written", "server_cpu_s"),
     ),
     "error": ("grid", "tool", "rmse_exact", "max_exact", "rmse_int16", "max_int16"),
     "estimate": ("tool", "cores", "wall_s", "decided_by"),

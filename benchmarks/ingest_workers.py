@@ -90,11 +90,16 @@ def _workers_cpu_s(runner: DaskRunner) -> float:
 
 
 def _against_one(row: Row, rows: list[Row]) -> Row:
-    """Efficiency: of each worker, and of each core that the workers could use, against one worker."""
+    """Efficiency against one worker: by the clock, of each core that there is; and of the CPU time alone.
+
+    Other work on the machine spoils the first and hardly the second.
+    """
     (one,) = (other for other in rows if other["source"] == row["source"] and other["workers"] == 1)
     speedup = one["wall_s"] / row["wall_s"]
     cores = min(row["workers"], os.cpu_count() or 1)
-    return {**row, "speedup": round(speedup, 2), "efficiency_per_core": round(speedup / cores, 2)}
+    cpu = one["cpu_s_per_case"] / row["cpu_s_per_case"]
+    found = {"speedup": speedup, "efficiency_per_core": speedup / cores, "cpu_efficiency": cpu}
+    return {**row, **{name: round(value, 2) for name, value in found.items()}}
 
 
 @contextlib.contextmanager
