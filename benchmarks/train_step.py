@@ -9,6 +9,7 @@ environment of its own; MONAI's networks are lent to it from ours.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -75,13 +76,13 @@ def main() -> None:
             compute = {"compile": options.compile, "channels_last": settings.compute.channels_last}
             request = {"device": device, "steps": options.steps, **compute}
             entry["ours"] = ours(recipe, request, cases, Path(folder))
-            reached = entry["gflop"] * 1e12 / entry["ours"]["step_ms"]
+            clock = "step_cpu_ms" if device == "cpu" else "step_ms"
+            reached = entry["gflop"] * 1e12 / entry["ours"][clock]
             entry["share_of_matrix_speed"] = round(reached / peak, 3)
             if not alone:
                 alike = recipe.model_copy(update=NNUNET)
                 entry["ours_as_nnunet"] = ours(alike, request, [], Path(folder))
                 entry["nnunet"] = nnunet(recipe, request, options.peers, Path(folder))
-                clock = "step_cpu_ms" if device == "cpu" else "step_ms"
                 entry["ours_over_nnunet"] = round(entry["ours_as_nnunet"][clock] / entry["nnunet"][clock], 3)
             print(name, json.dumps(entry), file=sys.stderr)
     path = RESULT.with_name("train_step_full.json") if alone else RESULT
@@ -137,20 +138,21 @@ def matrix_flops(device: str) -> float:
     """Operations a second of a large matrix product: fp32 on one core, bf16 on a GPU."""
     size, kind = (8192, torch.bfloat16) if device == "cuda" else (1536, torch.float32)
     a, best = torch.randn(size, size, device=device, dtype=kind), 0.0
+    clock = time.perf_counter if device == "cuda" else time.process_time
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for _ in range(5):
-        began = time.perf_counter()
+        began = clock()
         (a @ a).sum().item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+        best = max(best, 2 * size**3 / (clock() - began))
     torch.set_num_threads(threads)
     return best
 
 
 def device_of(device: str) -> dict[str, object]:
     """What trained, and with what."""
-    gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"threads": 1}
-    return gpu | {"torch": torch.__version__}
+    by: dict[str, object] = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"threads": 1}
+    return by | {"torch": torch.__version__, "load": round(os.getloadavg()[0], 1)}
 
 
 def size_of(recipe: TrainConfig) -> dict[str, Any]:
