@@ -28,6 +28,12 @@ def _rising(window: tuple[float, float]) -> tuple[float, float]:
     return window
 
 
+def _each_once(axes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError("each axis once")
+    return axes
+
+
 def _listed(hosts: object) -> object:
     """One name alone is what an environment variable most often holds."""
     return [name.strip() for name in hosts.split(",")] if isinstance(hosts, str) else hosts
@@ -209,11 +215,23 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Sliding-window inference and what is shown of it."""
+    """Sliding-window inference, what becomes of its labels, and what is shown of it."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of a window that overlaps its neighbour."""
+    weights: Literal["gaussian", "hann", "constant"] = "hann"
+    """How much the voxels of a window count, from its middle to its faces."""
     batch_size: PositiveInt = 4
+    mirror: Annotated[tuple[Literal["x", "y", "z"], ...], AfterValidator(_each_once)] = ()
+    """Windows are predicted mirrored along these axes too, in every combination: 2, 4 or 8 times the work."""
+    air_hu: float | None = -500.0
+    """Windows with no voxel from here up are background unpredicted; null: none."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Of the network on a GPU; a CPU computes in fp32, and windows are added up in it everywhere."""
+    largest_liver: bool = False
+    """Only the largest connected part of liver and tumour is kept."""
+    tumour_inside_liver: bool = False
+    """Tumours that no liver adjoins become background."""
     smallest_lesion_ml: Annotated[float, Field(ge=0)] = 0.0
     """Predicted tumours smaller than this become liver."""
     pictures: Annotated[int, Field(ge=0)] = 4

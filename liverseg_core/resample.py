@@ -8,13 +8,12 @@ flip changes no bit of them.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numba
 import numpy as np
 from jaxtyping import Float32, Int16, Shaped, UInt8
 
-from liverseg_core.arrays import Label, Probabilities
 from liverseg_core.geometry import Grid
 from liverseg_core.taps import UPWARD, Flips, Taps, all_taps, cubic, linear, nearest
 
@@ -22,6 +21,9 @@ ImagePlane = Int16[np.ndarray, "y x"]
 LabelPlane = UInt8[np.ndarray, "y x"]
 FloatPlane = Float32[np.ndarray, "y x"]
 Plane = Shaped[np.ndarray, "y x"]
+ProbabilityPlane = Float32[np.ndarray, "c y x"]
+"""One z plane of class probabilities."""
+AnyPlane = TypeVar("AnyPlane", Plane, ProbabilityPlane)
 
 N_CLASSES = 3
 MIXED = 255
@@ -70,35 +72,36 @@ def resample_label(
         yield _vote(lower, upper, z.weight[k], x.arrays, y.arrays)
 
 
-def label_on_grid(probabilities: Probabilities, source: Grid, target: Grid) -> Label:
-    """Carry class probabilities to another grid, linearly, and take the most probable class there."""
-    label = np.empty(target.shape, np.uint8, order="F")
+def resample_probabilities(
+    planes: Iterable[ProbabilityPlane], source: Grid, target: Grid
+) -> Iterator[ProbabilityPlane]:
+    """Carry planes of class probabilities, upwards, linearly to another grid's planes.
+
+    No more than two of the source's planes are held, so the whole never exists.
+    """
     x, y, z = all_taps(source, target, UPWARD)
-    # (c, x, y, z) → per class an iterator over (y, x) planes; no class volume at target size exists
-    in_plane = functools.partial(_linear_2d, along_x=x.arrays, along_y=y.arrays)
-    classes = [_windows(_planes(volume), z, False, in_plane) for volume in probabilities]
-    for windows in zip(*classes, strict=True):
-        planes = [_blend(lower, upper, z.weight[k]) for k, (lower, upper) in windows]
-        label[:, :, windows[0][0]] = np.argmax(np.stack(planes), axis=0).T
-    return label
 
+    def in_plane(classes: ProbabilityPlane) -> ProbabilityPlane:
+        return np.stack([_linear_2d(np.ascontiguousarray(one), x.arrays, y.arrays) for one in classes])
 
-def _planes(volume: Float32[np.ndarray, "x y z"]) -> Iterator[FloatPlane]:
-    return (np.ascontiguousarray(volume[:, :, z].T) for z in range(volume.shape[2]))
+    for k, (lower, upper) in _windows(planes, z, False, in_plane):
+        count, rows, columns = lower.shape
+        pair = (plane.reshape(count * rows, columns) for plane in (lower, upper))
+        yield _blend(*pair, z.weight[k]).reshape(count, rows, columns)
 
 
 def _windows(
-    planes: Iterable[Plane],
+    planes: Iterable[AnyPlane],
     taps: Taps,
     falling: bool,
-    prepare: Callable[[Plane], Plane] = lambda plane: plane,
-) -> Iterator[tuple[int, tuple[Plane, ...]]]:
+    prepare: Callable[[AnyPlane], AnyPlane] = lambda plane: plane,
+) -> Iterator[tuple[int, tuple[AnyPlane, ...]]]:
     """For each output plane its z and the input planes it is made of; consumes `planes` to its end.
 
     Planes between those that an output plane needs are neither prepared nor held.
     """
     source = enumerate(planes)
-    held: dict[int, Plane] = {}
+    held: dict[int, AnyPlane] = {}
     count = taps.index.shape[1]
     for k in reversed(range(count)) if falling else range(count):
         needed = taps.index[:, k].tolist()

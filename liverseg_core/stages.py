@@ -7,7 +7,7 @@ NETWORK_LIBRARIES = ("monai", "torch", "torchio")
 INGEST = Stage("ingest", "cases", version=3, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
-EVALUATE = Stage("evaluate", "evaluations", version=1, libraries=NETWORK_LIBRARIES, resumable=True)
+EVALUATE = Stage("evaluate", "evaluations", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
 REGISTER = Stage("register", "registrations", version=1)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)

@@ -1,16 +1,28 @@
 """`liverseg predict`: labels and volumes of scans."""
 
-import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.commands.options import Config, Device, Json, Store, print_json
+from flows.commands.options import Config, Dask, Device, Json, Store, print_json
 from flows.console import DATA, plain_table, say, watching
-from liverseg_core.durable import is_disk_full
-from liverseg_core.errors import LiversegError
+from liverseg_core.config import ComputeConfig
+from liverseg_core.errors import ExitCode, LiversegError
+
+NIFTI = (".nii", ".nii.gz")
+COLUMNS = ("liver_ml", "tumour_ml", "burden", "lesions", "largest_diameter_mm")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scan, and where its label goes."""
+
+    scan: Path
+    label: Path
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,80 +31,114 @@ def add_to(app: typer.Typer) -> None:
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Scans as NIfTI.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Scans as NIfTI, or folders of them.")
+    ],
     model: Annotated[
         str, typer.Option(metavar="REF", help="models:/liverseg@champion, runs:/ID or a folder.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="A .nii.gz for one scan, else a folder.")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write each class's probability too.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write the probabilities' entropy too, from 0 to 1.")
+    ] = False,
     config: Config = None,
     store: Store = None,
     device: Device = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Dask workers for many scans; 0: none, in this process.")
+    ] = 0,
+    dask: Dask = None,
     as_json: Json = False,
 ) -> None:
-    """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes in ml."""
-    targets = _targets(images, out)
+    """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes and lesions."""
+    targets = _targets(_scans(images), out, images)
     from flows.settings import load_settings
     from tasks.model_reference import resolve_model
 
     folder = resolve_model(load_settings(config, store=store), model)
-    from liverseg_core.measures import volumes_ml
-    from liverseg_core.model import load_model
-    from liverseg_core.nifti import read_nifti, write_label
-    from liverseg_core.predict import segment
+    from flows.runners import open_runner
+    from liverseg_core.predict_scan import Wanted, predict_scan
 
-    network = load_model(folder, device)
-    found: list[dict[str, Any]] = []
-    with watching() as report:
-        for done, (image, target) in enumerate(zip(images, targets, strict=True)):
-            report.progress("predict", done, len(images), image.name)
-            volume = read_nifti(image)
-            label = segment(network, volume)
-            with _replacing(target) as part:
-                write_label(part, label, volume.header)
-            found.append(
-                {
-                    "image": str(image),
-                    "label": str(target),
-                    **volumes_ml(label, volume.header.grid.spacing_mm),
-                }
-            )
+    wanted = [
+        Wanted(target.scan.absolute(), target.label.absolute(), probabilities, uncertainty)
+        for target in targets
+    ]
+    work = functools.partial(predict_scan, model=folder.absolute(), device=device)
+    found: dict[Path, dict[str, Any]] = {}
+    errors: dict[Path, LiversegError] = {}
+    with watching() as report, open_runner(ComputeConfig(workers=workers, dask=dask)) as runner:
+        report.progress("predict", 0, len(wanted))
+        for done, outcome in enumerate(runner.map(work, wanted), 1):
+            if outcome.error:
+                errors[outcome.item.scan] = outcome.error
+            elif outcome.result:
+                found[outcome.item.scan] = outcome.result
+            report.progress("predict", done, len(wanted), outcome.item.case)
+    if not found:
+        raise next(iter(errors.values()))
+    _show([found[one.scan] for one in wanted if one.scan in found], as_json)
+    for scan, error in errors.items():
+        say(f"{scan}: {error}")
+    if errors:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(found)
-    else:
-        headings = ("image", "label", "liver_ml", "tumour_ml")
-        rows = [
-            [one["image"], one["label"], f"{one['liver_ml']:.1f}", f"{one['tumour_ml']:.1f}"] for one in found
-        ]
-        DATA.print(plain_table(headings, rows))
-        say("Research software, not a medical device.")
+        return
+    rows = [[one["image"], one["label"], *(_number(one[name]) for name in COLUMNS)] for one in found]
+    DATA.print(plain_table(("image", "label", *COLUMNS), rows))
+    say("Research software, not a medical device.")
 
 
-def _targets(images: list[Path], out: Path) -> list[Path]:
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.1f}"
+
+
+def _scans(images: Sequence[Path]) -> list[Path]:
+    """The scans that these files and folders are; what begins with a dot is none."""
+    found: list[Path] = []
+    for image in images:
+        if not image.is_dir():
+            found.append(image)
+            continue
+        files = (path for path in sorted(image.iterdir()) if path.name.lower().endswith(NIFTI))
+        inside = [path for path in files if path.is_file() and not path.name.startswith(".")]
+        if not inside:
+            raise LiversegError(
+                "LS351",
+                f"there is no scan in {image}",
+                "a folder with .nii or .nii.gz files",
+                "Check the path",
+            )
+        found += inside
+    return found
+
+
+def _targets(scans: Sequence[Path], out: Path, images: Sequence[Path]) -> list[Target]:
     """Where each scan's label goes."""
-    if len(images) == 1 and out.name.endswith(".nii.gz"):
-        return [out]
-    names = [f"{image.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for image in images]
-    a_file = out.is_file() or out.name.endswith((".nii", ".nii.gz"))
+    if [*scans] == [*images] and len(scans) == 1 and out.name.endswith(".nii.gz"):
+        return [Target(scans[0], out)]
+    names = [f"{scan.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for scan in scans]
+    a_file = out.is_file() or out.name.endswith(NIFTI)
     if len(set(names)) < len(names) or a_file:
         trouble = f"--out {out} is no folder" if a_file else "two scans of one name would write one file"
         raise LiversegError(
             "LS208", trouble, "a .nii.gz for one scan, else a folder", "Correct --out, or rename the scans"
         )
-    return [out / name for name in names]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write instead of `path`, whose place it takes when it is whole."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
-    except OSError as error:
-        code = "LS701" if is_disk_full(error) else "LS208"
-        what, allowed = f"cannot write {path}: {error.strerror}", "a place that this user may write to"
-        raise LiversegError(code, what, allowed, "Choose another --out, or free some space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    targets = [Target(scan, out / name) for scan, name in zip(scans, names, strict=True)]
+    for target in targets:
+        if target.label.absolute() in {scan.absolute() for scan in scans}:
+            raise LiversegError(
+                "LS208",
+                f"the label of {target.scan} would replace a scan",
+                "another folder than the scans'",
+                "Choose another --out",
+            )
+    return targets

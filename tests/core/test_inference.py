@@ -15,7 +15,7 @@ from liverseg_core.inference import load_model, predict_probabilities
 from liverseg_core.local_store import LocalStore
 from liverseg_core.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
 from liverseg_core.networks import build_network
-from liverseg_core.predict import drop_small_lesions
+from liverseg_core.postprocess import drop_small_lesions
 from liverseg_core.produce import produce
 from liverseg_core.stages import TRAIN
 

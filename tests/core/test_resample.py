@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_core.geometry import Grid, axis_maps, canonical_orientation, resampled_grid
-from liverseg_core.resample import label_on_grid, resample_image, resample_label
+from liverseg_core.resample import resample_image, resample_label, resample_probabilities
 
 SHAPE = (19, 16, 13)
 AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.9, 0, 30], [0, 0, 2.5, 100], [0, 0, 0, 1.0]])
@@ -170,8 +170,9 @@ def test_probabilities_go_back_to_the_stored_grid(build: object, code: str, spac
     canonical = orientation.canonical_grid(stored)
     target = resampled_grid(canonical, spacing or canonical.spacing_mm)
     there = label_on(np.ascontiguousarray(orientation.to_canonical(label)), canonical, target)
-    one_hot = np.stack([there == c for c in range(3)]).astype(np.float32)
-    back = orientation.from_canonical(label_on_grid(one_hot, target, canonical))
+    one_hot = np.stack([c == there.T for c in range(3)], axis=1).astype(np.float32)  # (z, c, y, x)
+    labels = [plane.argmax(0) for plane in resample_probabilities(one_hot, target, canonical)]
+    back = orientation.from_canonical(np.stack(labels).T)
     assert back.shape == SHAPE
     if spacing is None:
         np.testing.assert_array_equal(back, label)

@@ -1,0 +1,186 @@
+"""Sliding windows over a volume: where they lie, what weight each voxel of one has, how they are added up.
+
+Windows lie as torchio's GridSampler lays them: a step apart, the last one against the far edge. They are
+added up in rows of equal z, upwards, and planes that no further row reaches are handed on, so that only as
+many planes as a window is deep are ever held, however long the scan is.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from liverseg_core.arrays import Image, Shape
+
+Kind = Literal["gaussian", "hann", "constant"]
+Starts = tuple[int, ...]
+
+BLOCK = 16
+"""Voxels along each of two axes that are copied from one order to another at a time."""
+SIGMA = 0.125
+"""Of the Gaussian, as a share of the window."""
+LEAST = 1e-3
+"""No voxel of a Gaussian window has less weight, so that corners are never divided by nearly nothing."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Where the windows of a volume lie.
+
+    Args:
+        shape: The volume, filled up to a window where it is smaller.
+        size: Of a window.
+        starts: First voxels of the windows along x, y and z, rising.
+    """
+
+    shape: Shape
+    size: Shape
+    starts: tuple[Starts, Starts, Starts]
+
+    @property
+    def row(self) -> list[tuple[int, int]]:
+        """First voxels (x, y) of the windows of each row."""
+        return [(x, y) for x in self.starts[0] for y in self.starts[1]]
+
+
+def tile(shape: Shape, size: Shape, overlap: float) -> Tiling:
+    """Lay windows over a volume.
+
+    Args:
+        shape: The volume's voxels along x, y and z.
+        size: Of a window, in voxels.
+        overlap: Share of a window that overlaps its neighbour, in [0, 1); rounded to an even number of
+            voxels, and at least one voxel short of the window.
+
+    Example:
+        >>> tile((20, 8, 9), (8, 8, 8), 0.25).starts
+        ((0, 6, 12), (0,), (0, 1))
+    """
+    x, y, z = (max(pair) for pair in zip(shape, size, strict=True))
+    first, second, third = (_starts(n, m, overlap) for n, m in zip((x, y, z), size, strict=True))
+    return Tiling((x, y, z), size, (first, second, third))
+
+
+def window_weights(size: Shape, kind: Kind) -> Float32[np.ndarray, "x y z"]:
+    """The weight of each voxel of a window: less towards its faces, where a network sees less around it."""
+    if kind == "constant":
+        return np.ones(size, np.float32)
+    one = _hann if kind == "hann" else _gaussian
+    x, y, z = (one(n) for n in size)
+    weights: Float32[np.ndarray, "x y z"] = (x[:, None, None] * y[:, None] * z).astype(np.float32)
+    return np.maximum(weights, np.float32(LEAST)) if kind == "gaussian" else weights
+
+
+class Sums:
+    """The weighted sums of the rows at work, on the device that predicts.
+
+    Both hold (…, x, y, z) from the row's first plane on. They are float32 everywhere: since they are no
+    deeper than a window, half their size would be worth less than the error of adding up in fp16.
+    """
+
+    def __init__(self, tiling: Tiling, classes: int, weights: Tensor) -> None:
+        x, y, _ = tiling.shape
+        self.size, self.weights = tiling.size, weights
+        self.values = torch.zeros(classes, x, y, tiling.size[2], device=weights.device)
+        self.total = torch.zeros(x, y, tiling.size[2], device=weights.device)
+
+    def add(self, x: int, y: int, probabilities: Tensor) -> None:
+        """Add a window of (class, x, y, z)."""
+        box = np.s_[x : x + self.size[0], y : y + self.size[1]]
+        self.values[:, *box].addcmul_(probabilities, self.weights)
+        self.total[box] += self.weights
+
+    def add_background(self, x: int, y: int) -> None:
+        """Add a window in which class 0 is certain."""
+        box = np.s_[x : x + self.size[0], y : y + self.size[1]]
+        self.values[0, *box] += self.weights
+        self.total[box] += self.weights
+
+    def take(self, shape: Shape) -> Float32[np.ndarray, "z c y x"] | None:
+        """The means of the lowest planes; None when one of them is no number.
+
+        Args:
+            shape: Voxels along x, y and z that are wanted; what a small volume was filled up with is not.
+        """
+        x, y, depth = shape
+        means = np.empty((depth, len(self.values), y, x), np.float32)
+        sound = _divide(self.values[..., :depth].cpu().numpy(), self.total[..., :depth].cpu().numpy(), means)
+        return means if sound else None
+
+    def drop(self, depth: int) -> None:
+        """Let the lowest planes go."""
+        for sums in (self.values, self.total):
+            sums[..., : sums.shape[-1] - depth] = sums[..., depth:].clone()
+            sums[..., sums.shape[-1] - depth :] = 0
+
+
+def rows(starts: Starts, depth: int) -> Iterator[tuple[int, int]]:
+    """Each row's first plane, and how many planes from there on no further row reaches.
+
+    Example:
+        >>> list(rows((0, 6, 9), depth=17))
+        [(0, 6), (6, 3), (9, 8)]
+    """
+    return ((low, high - low) for low, high in zip(starts, (*starts[1:], depth), strict=True))
+
+
+def _starts(n: int, size: int, overlap: float) -> Starts:
+    shared = min(2 * round(overlap * size / 2), 2 * ((size - 1) // 2))
+    steps = math.ceil((n - size) / (size - shared))
+    return tuple(min(k * (size - shared), n - size) for k in range(steps + 1))
+
+
+def _hann(n: int) -> Float32[np.ndarray, " n"]:
+    return np.asarray(np.hanning(n + 2)[1:-1], np.float32)
+
+
+def _gaussian(n: int) -> Float32[np.ndarray, " n"]:
+    distance = (np.arange(n) - (n - 1) / 2) / (SIGMA * n)
+    return np.asarray(np.exp(-(distance**2) / 2), np.float32)
+
+
+def cut(
+    image: Image, x: int, y: int, out: Float32[np.ndarray, "x y z"], window_hu: tuple[float, float]
+) -> None:
+    """Fill a window with what is at (x, y) of some planes, normalised as patches are in training."""
+    low, high = window_hu
+    box = image[x : x + out.shape[0], y : y + out.shape[1]]
+    _normalise(box, np.float32(low), np.float32(2 / (high - low)), out)
+
+
+# Volumes are x-fastest, as files are, and what networks compute is z-fastest. Copies from one to the other go
+# by blocks that fit in a cache, which makes them several times as fast as torch's and numpy's.
+
+
+@numba.njit(cache=True, nogil=True)
+def _normalise(box, low, scale, out):  # type: ignore[no-untyped-def]  # numba infers
+    nx, ny, nz = out.shape
+    for x0 in range(0, nx, BLOCK):
+        for y in range(ny):
+            for z0 in range(0, nz, BLOCK):
+                for x in range(x0, min(x0 + BLOCK, nx)):
+                    for z in range(z0, min(z0 + BLOCK, nz)):
+                        value = (np.float32(box[x, y, z]) - low) * scale - np.float32(1)
+                        out[x, y, z] = min(max(value, np.float32(-1)), np.float32(1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _divide(values, total, out):  # type: ignore[no-untyped-def]
+    nz, classes, ny, nx = out.shape
+    sound = True
+    for c in range(classes):
+        for x0 in range(0, nx, BLOCK):
+            for y in range(ny):
+                for z0 in range(0, nz, BLOCK):
+                    for z in range(z0, min(z0 + BLOCK, nz)):
+                        for x in range(x0, min(x0 + BLOCK, nx)):
+                            mean = values[c, x, y, z] / total[x, y, z]
+                            out[z, c, y, x] = mean
+                            sound &= mean - mean == 0
+    return sound
