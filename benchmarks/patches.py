@@ -89,7 +89,7 @@ def measure(folder: Path, peers: Path, way: str, size: int, which: str, workers:
 
 def compare(folder: Path, peers: Path, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every tool, size, set and number of workers, taking turns."""
-    for size, which, workers in product(chosen.sizes, SETS, sorted({0, chosen.workers})):
+    for size, which, workers in product(chosen.sizes, chosen.sets, sorted({0, chosen.workers})):
         ways = ["stream", "nnunet", "queue"] + ([] if workers else ["read"])
         runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for _, way in product(range(1 if workers else chosen.repeats), ways):
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "liverseg" / "peers")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="0: one core only")
     parser.add_argument("--soak", type=int, nargs="*", default=(0, 2), help="numbers of workers")
     options = parser.parse_args()
