@@ -17,9 +17,9 @@ from torch import nn
 
 from liverseg_core.artifact import Facts
 from liverseg_core.checkpoint import Checkpoint, load_best, save_best, save_checkpoint
-from liverseg_core.distributed_training import World, join, joined, launch, world_size
+from liverseg_core.distributed_training import World, join, joined, share_of_batch, world_size
 from liverseg_core.durable import write_atomically
-from liverseg_core.errors import Interrupted, LiversegError
+from liverseg_core.errors import Interrupted
 from liverseg_core.interruption import repeatable, stop_signal
 from liverseg_core.losses import Loss, build_loss, count, means
 from liverseg_core.model import SPEC, Model, ModelSpec, save_model
@@ -29,6 +29,7 @@ from liverseg_core.patches import PatchDataset, patch_stream
 from liverseg_core.store import open_case
 from liverseg_core.system_metrics import Lap
 from liverseg_core.train_job import TrainJob, Values
+from liverseg_core.train_processes import launch
 from liverseg_core.training_state import State, begin, memory_format
 from liverseg_core.validation import scores, validate
 
@@ -61,12 +62,12 @@ def train(job: TrainJob, staging: Path, log: Log) -> Facts:
     """
     config = job.config
     processes = world_size(job.compute.processes)
-    share = _share(config.batch_size, config.accumulate, processes)
+    share = share_of_batch(config.batch_size, config.accumulate, processes)
     check_patch_size(config.network, config.patch_size, share)
     if (staging / SPEC).exists():  # killed after the model's last file, before the artifact was committed
         return _finish(staging, [_facts(staging)["steps"]])
     if processes > 1 and not joined():
-        return launch(job.plain(staging), processes, _hear(job, log))
+        return launch(job, staging, processes, log)
     with join(job.compute.device) as world:
         state = begin(job, staging / CHECKPOINTS, world.device, world.first)
         exact = world.device.type == "cpu" or job.compute.deterministic
@@ -244,18 +245,6 @@ def _facts(staging: Path) -> Facts:
     return {"steps": facts.pop("step"), **facts}
 
 
-def _share(batch_size: int, accumulate: int, processes: int) -> int:
-    """Patches that go through the network at once."""
-    if batch_size % (accumulate * processes):
-        raise LiversegError(
-            "LS275",
-            f"train.batch_size {batch_size} is not for {processes} processes times {accumulate} parts",
-            f"a multiple of {accumulate * processes}",
-            "Change train.batch_size, train.accumulate or compute.processes",
-        )
-    return batch_size // (accumulate * processes)
-
-
 def _spec(job: TrainJob) -> ModelSpec:
     config = job.config
     return ModelSpec(
@@ -266,18 +255,3 @@ def _spec(job: TrainJob) -> ModelSpec:
         ingest=job.ingest,
         data_key=job.data_key,
     )
-
-
-def _hear(job: TrainJob, log: Log) -> Callable[[str, Any], None]:
-    """What children tell, passed on as if it had happened here."""
-
-    def hear(name: str, value: Any) -> None:
-        match name:
-            case "log":
-                log(*value)
-            case "progress":
-                job.progress(*value)
-            case "saved":
-                job.saved(Path(value))
-
-    return hear
