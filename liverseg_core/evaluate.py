@@ -14,14 +14,13 @@ from liverseg_core.artifact import Facts
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.ingest import label_planes, plan_target
-from liverseg_core.measures import GROUPS, CaseScore, score_case, summarise
+from liverseg_core.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
 from liverseg_core.model import INFERENCE, Model
 from liverseg_core.nifti import Volume, as_label, read_nifti, write_label
 from liverseg_core.pictures import dice_plot_png, overlay_png
 from liverseg_core.predict import segment_prepared
 from liverseg_core.store import NATIVE_LABEL, Case, open_case, read_volume
 
-MEASURES = ("dice", "voe", "rvd", "volume_ml", "reference_volume_ml")
 Progress = Callable[[int, int], None]
 
 
@@ -107,11 +106,21 @@ def _read_native(path: Path, case: Case) -> Volume:
 
 
 def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    rows = [_row(record) for record in records]
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", *(f"{group}_{measure}" for group in GROUPS for measure in MEASURES)])
-        for record in records:
-            writer.writerow([record["case"], *(record[group][m] for group in GROUPS for m in MEASURES)])
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["case"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    lesions = record["lesions"]["iou_50"]["all"]
+    return {
+        "case": record["case"],
+        **{f"{group}_{measure}": record[group][measure] for group in GROUPS for measure in MEASURES},
+        **{f"lesions_{part}": lesions[part] for part in ("reference", "detected", "prediction", "correct")},
+        **{f"burden_{part}": value for part, value in record["burden"].items()},
+    }
 
 
 def _dice_by_case(scores: Sequence[CaseScore]) -> dict[str, dict[str, float]]:

@@ -1,134 +1,116 @@
-"""Overlap measures as mergeable counts: empty, count, `+`, compute.
+"""What a predicted label is worth: overlap, surfaces, lesions, volumes and tumour burden of a case at once.
 
-Counts add up over slabs, cases and workers without loss, so every measure is computed once, at the end, and
-the Dice of the whole is the Dice of the merged parts. Three policies for a class that neither mask holds are
-in use in the field, and tumour means under them are not comparable, so each is reported by its name:
-
-- `nan`: undefined, left out of means (nnU-Net);
-- `lits`: 1.0, while a false positive in a case without the class is 0 (LiTS "Dice per case");
-- `pooled`: one Dice of the counts summed over the set (LiTS "Dice global").
+Records of cases merge into those of a set: counts of voxels (`overlap.py`) and lesions (`lesions.py`) and the
+errors of tumour burden add up; distances between surfaces stay by case, and a set has their mean. What is not
+defined, such as a distance to an empty mask, is null and left out of means, whose `n` says how many cases
+they are of.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from liverseg_core.arrays import Label, Spacing
+from liverseg_core.lesion_matching import find_lesions
+from liverseg_core.lesions import Lesions
+from liverseg_core.overlap import GROUPS, Overlap, confusion, count, mask_of, union_box
+from liverseg_core.surface import SurfaceDistances, surface_distances
 
-GROUPS: Mapping[str, tuple[int, ...]] = {"liver": (1, 2), "liver_only": (1,), "tumour": (2,)}
-"""Class groups by name: the liver with its tumours (LiTS), the liver without, the tumour."""
+__all__ = [
+    "GROUPS",
+    "MEASURES",
+    "BurdenError",
+    "CaseScore",
+    "Overlap",
+    "confusion",
+    "count",
+    "score_case",
+    "summarise",
+]
 
-CLASSES = 3
-SLAB_VOXELS = 1 << 22
-"""Voxels counted at a time: bincount widens to 64 bits, and a whole 512 × 512 × 987 scan would take 2 GB."""
+MEASURES = (
+    *("dice", "dice_lits", "voe", "rvd"),
+    *("assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm"),
+    *("volume_ml", "reference_volume_ml"),
+)
+"""Keys of a class group in a case's record, each a number or null; a summary has their means."""
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Voxel counts of one class group in a prediction, in a reference, and in both."""
+class BurdenError:
+    """Errors of tumour burden, tumour / liver (tumours included), over cases with a liver in both labels."""
 
-    prediction: int = 0
-    reference: int = 0
-    both: int = 0
+    n: int = 0
+    squares: float = 0.0
+    largest: float = 0.0
 
-    def __add__(self, other: "Overlap") -> "Overlap":
-        return Overlap(
-            self.prediction + other.prediction, self.reference + other.reference, self.both + other.both
-        )
+    def __add__(self, other: "BurdenError") -> "BurdenError":
+        return BurdenError(self.n + other.n, self.squares + other.squares, max(self.largest, other.largest))
 
-    @property
-    def dice(self) -> float:
-        """2·|P ∩ R| / (|P| + |R|); NaN where both masks are empty."""
-        return _ratio(2 * self.both, self.prediction + self.reference)
+    @classmethod
+    def of(cls, error: float | None) -> "BurdenError":
+        """One case's; nothing where it is not defined."""
+        return cls() if error is None else cls(1, error**2, abs(error))
 
-    @property
-    def dice_lits(self) -> float:
-        """Dice where two empty masks agree perfectly: 1.0."""
-        return self.dice if self.prediction + self.reference else 1.0
-
-    @property
-    def jaccard(self) -> float:
-        """|P ∩ R| / |P ∪ R|; NaN where both masks are empty."""
-        return _ratio(self.both, self.prediction + self.reference - self.both)
-
-    @property
-    def voe(self) -> float:
-        """Volumetric overlap error, 1 − Jaccard."""
-        return 1.0 - self.jaccard
-
-    @property
-    def rvd(self) -> float:
-        """Relative volume difference (|P| − |R|) / |R|: positive where too much is predicted.
-
-        NaN where the reference is empty. The public LiTS notebook reports the opposite sign.
-        """
-        return _ratio(self.prediction - self.reference, self.reference)
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values: root of the mean square, largest size of an error, number of cases."""
+        rmse, largest = (math.sqrt(self.squares / self.n), self.largest) if self.n else (None, None)
+        return {"rmse": rmse, "max_error": largest, "n": self.n}
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """What one case's prediction is worth: its counts by class group, and the size of a voxel."""
+    """What one case's prediction is worth: counts and surface distances by class group, lesions."""
 
     case: str
     spacing_mm: Spacing
     overlaps: Mapping[str, Overlap]
+    surfaces: Mapping[str, SurfaceDistances] = field(
+        default_factory=lambda: dict.fromkeys(GROUPS, SurfaceDistances())
+    )
+    lesions: Lesions = field(default_factory=Lesions)
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values: measures and counts by class group, null where a measure is undefined."""
-        groups = {name: _measures(overlap, self.voxel_ml) for name, overlap in self.overlaps.items()}
-        return {"case": self.case, "spacing_mm": list(self.spacing_mm), **groups}
+        return {
+            "case": self.case,
+            "spacing_mm": list(self.spacing_mm),
+            **{name: {**self.measures(name), "voxels": asdict(self.overlaps[name])} for name in GROUPS},
+            "lesions": self.lesions.record(),
+            "burden": self.burden(),
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "CaseScore":
-        """Read back what `record` gave; everything follows from the counts."""
+        """Read back what `record` gave; what is not stored follows from the counts."""
         x, y, z = record["spacing_mm"]
-        return cls(record["case"], (x, y, z), {name: Overlap(**record[name]["voxels"]) for name in GROUPS})
+        overlaps = {name: Overlap(**record[name]["voxels"]) for name in GROUPS}
+        surfaces = {
+            name: SurfaceDistances(**{part: record[name][part] for part in asdict(SurfaceDistances())})
+            for name in GROUPS
+        }
+        return cls(record["case"], (x, y, z), overlaps, surfaces, Lesions.from_record(record["lesions"]))
 
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel in millilitres."""
-        return math.prod(self.spacing_mm) / 1000
+    def measures(self, group: str) -> dict[str, float | None]:
+        """The `MEASURES` of a class group."""
+        overlap, voxel_ml = self.overlaps[group], math.prod(self.spacing_mm) / 1000
+        found = {name: _null(getattr(overlap, name)) for name in ("dice", "dice_lits", "voe", "rvd")}
+        volumes = {
+            "volume_ml": overlap.prediction * voxel_ml,
+            "reference_volume_ml": overlap.reference * voxel_ml,
+        }
+        return {**found, **asdict(self.surfaces[group]), **volumes}
 
-
-def confusion(prediction: Label, reference: Label) -> Int64[np.ndarray, "3 3"]:
-    """Count voxels by (predicted class, reference class), one slab of slices at a time.
-
-    Args:
-        prediction: Labels 0, 1, 2.
-        reference: Labels 0, 1, 2, of the same shape.
-    """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
-    thickness = max(1, SLAB_VOXELS // max(1, math.prod(prediction.shape[:2])))
-    counts = np.zeros(CLASSES * CLASSES, np.int64)
-    for start in range(0, prediction.shape[2], thickness):
-        slab = np.s_[:, :, start : start + thickness]
-        pairs = prediction[slab] * np.uint8(CLASSES) + reference[slab]
-        counts += np.bincount(pairs.ravel(order="K"), minlength=counts.size)
-    return counts.reshape(CLASSES, CLASSES)
-
-
-def count(prediction: Label, reference: Label) -> dict[str, Overlap]:
-    """Count the overlap of every class group in one pass over a pair of labels.
-
-    Example:
-        >>> label = np.array([[[0, 1, 2]]], np.uint8)
-        >>> count(label, np.minimum(label, 1))["liver"].dice
-        1.0
-    """
-    table = confusion(prediction, reference)
-    return {
-        name: Overlap(
-            prediction=int(table[classes, :].sum()),
-            reference=int(table[:, classes].sum()),
-            both=int(table[np.ix_(classes, classes)].sum()),
-        )
-        for name, classes in ((name, list(labels)) for name, labels in GROUPS.items())
-    }
+    def burden(self) -> dict[str, float | None]:
+        """Tumour / liver in the prediction and in the reference, and prediction − reference."""
+        liver, tumour = self.overlaps["liver"], self.overlaps["tumour"]
+        ours = tumour.prediction / liver.prediction if liver.prediction else None
+        true = tumour.reference / liver.reference if liver.reference else None
+        error = None if ours is None or true is None else ours - true
+        return {"prediction": ours, "reference": true, "error": error}
 
 
 def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spacing) -> CaseScore:
@@ -139,72 +121,68 @@ def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spaci
         prediction: Labels 0, 1, 2.
         reference: Labels 0, 1, 2, of the same shape.
         spacing_mm: Size of a voxel along each axis.
+
+    Raises:
+        ValueError: When the shapes differ.
     """
-    return CaseScore(case, spacing_mm, count(prediction, reference))
-
-
-def volumes_ml(label: Label, spacing_mm: Spacing) -> dict[str, float]:
-    """Volume of the liver, its tumours included, and of the tumours, in millilitres."""
-    liver, tumour = (int(np.count_nonzero(label >= lowest)) for lowest in (1, 2))
-    voxel_ml = math.prod(spacing_mm) / 1000
-    return {"liver_ml": liver * voxel_ml, "tumour_ml": tumour * voxel_ml}
+    if prediction.shape != reference.shape:
+        raise ValueError(f"shapes differ: {prediction.shape} and {reference.shape}")
+    box = union_box(prediction, reference)  # of both livers: what is beyond is background in both
+    ours, true = np.asfortranarray(prediction[box]), np.asfortranarray(reference[box])
+    masks = {name: (mask_of(ours, classes), mask_of(true, classes)) for name, classes in GROUPS.items()}
+    return CaseScore(
+        case,
+        spacing_mm,
+        count(ours, true),
+        {
+            name: surface_distances(predicted, reference, spacing_mm)
+            for name, (predicted, reference) in masks.items()
+        },
+        find_lesions(*masks["tumour"], spacing_mm),
+    )
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
-    """Summarise a set of cases by class group, as plain JSON values.
+    """Summarise a set of cases, as plain JSON values.
 
     Returns:
-        For each class group `dice` (mean, policy `nan`), `voe`, `rvd`, `volume_ml`, `reference_volume_ml`
-        (means over the cases that define them) and `policies`: under `nan` and `lits` the mean, median,
-        standard deviation (n − 1) and number of cases; under `pooled` the set's one Dice, as its mean.
+        For each class group the mean of each of the `MEASURES` over the cases that define it; `spread`, for
+        each measure mean, median, standard deviation (n − 1) and number of cases; and `policies` of Dice:
+        `nan` and `lits` as in `spread`, and `pooled` the set's one Dice, as its mean. `lesions` of all cases
+        pooled, and the errors of tumour `burden`.
     """
-    return {"cases": len(scores), **{name: _summary(name, scores) for name in GROUPS}}
-
-
-def _measures(overlap: Overlap, voxel_ml: float) -> dict[str, Any]:
+    errors = (score.burden()["error"] for score in scores)
     return {
-        "dice": _null(overlap.dice),
-        "voe": _null(overlap.voe),
-        "rvd": _null(overlap.rvd),
-        "volume_ml": overlap.prediction * voxel_ml,
-        "reference_volume_ml": overlap.reference * voxel_ml,
-        "voxels": {"prediction": overlap.prediction, "reference": overlap.reference, "both": overlap.both},
+        "cases": len(scores),
+        **{name: _summary(name, scores) for name in GROUPS},
+        "lesions": sum((score.lesions for score in scores), Lesions()).summary(),
+        "burden": sum(map(BurdenError.of, errors), BurdenError()).record(),
     }
 
 
 def _summary(group: str, scores: Sequence[CaseScore]) -> dict[str, Any]:
-    overlaps = [score.overlaps[group] for score in scores]
-
-    def mean(measure: Callable[[Overlap], float]) -> float | None:
-        mean_value: float | None = _spread(map(measure, overlaps))["mean"]
-        return mean_value
-
+    rows = [score.measures(group) for score in scores]
+    spread = {name: _spread(row[name] for row in rows) for name in MEASURES}
+    pooled = sum((score.overlaps[group] for score in scores), Overlap()).dice
     return {
-        "dice": mean(lambda overlap: overlap.dice),
-        "voe": mean(lambda overlap: overlap.voe),
-        "rvd": mean(lambda overlap: overlap.rvd),
-        "volume_ml": _spread(s.overlaps[group].prediction * s.voxel_ml for s in scores)["mean"],
-        "reference_volume_ml": _spread(s.overlaps[group].reference * s.voxel_ml for s in scores)["mean"],
+        **{name: found["mean"] for name, found in spread.items()},
+        "spread": spread,
         "policies": {
-            "nan": _spread(overlap.dice for overlap in overlaps),
-            "lits": _spread(overlap.dice_lits for overlap in overlaps),
-            "pooled": {"mean": _null(sum(overlaps, Overlap()).dice), "n": len(overlaps)},
+            "nan": spread["dice"],
+            "lits": spread["dice_lits"],
+            "pooled": {"mean": _null(pooled), "n": len(scores)},
         },
     }
 
 
-def _spread(values: Iterable[float]) -> dict[str, Any]:
-    defined = np.array([value for value in values if not math.isnan(value)], np.float64)
+def _spread(values: Iterable[float | None]) -> dict[str, Any]:
+    defined = np.array([value for value in values if value is not None], np.float64)
     return {
         "mean": float(defined.mean()) if defined.size else None,
         "median": float(np.median(defined)) if defined.size else None,
         "sd": float(defined.std(ddof=1)) if defined.size > 1 else None,
         "n": int(defined.size),
     }
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
 
 
 def _null(value: float) -> float | None:

@@ -1,7 +1,7 @@
 """Score label files against label files: two files, or two folders of equally named ones."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,31 @@ PLACE_TOLERANCE_MM = 0.1
 """How far a corner of the grid may be off: headers round, scanners and half a voxel do not."""
 
 
-def score(prediction: Path, reference: Path) -> dict[str, Any]:
+Progress = Callable[[int, int, str], None]
+
+
+def score(prediction: Path, reference: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Score predicted labels against reference labels.
 
     Args:
         prediction: A label NIfTI file, or a folder of them.
         reference: A label NIfTI file, or a folder of equally named ones.
+        progress: Called with (done, total, case).
 
     Returns:
-        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's measures by class group, and
-        what `summarise` makes of them.
+        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, and what
+        `summarise` makes of them.
 
     Raises:
         LiversegError: LS281 when one is a file and the other a folder; LS381 when two labels do not share
             one grid; LS382 when a file has no partner; LS383 when there is nothing to score.
     """
-    scores = [_score(*pair) for pair in _pairs(prediction, reference)]
+    pairs = list(_pairs(prediction, reference))
+    scores = []
+    for done, pair in enumerate(pairs):
+        if progress:
+            progress(done, len(pairs), _case(pair[1]))
+        scores.append(_score(*pair))
     return {"cases": [one.record() for one in scores], "summary": summarise(scores)}
 
 

@@ -4,14 +4,14 @@ from liverseg_core.artifact import Stage
 
 NETWORK_LIBRARIES = ("monai", "torch", "torchio")
 
-INGEST = Stage("ingest", "cases", version=3, libraries=("numcodecs", "zarr"))
+INGEST = Stage("ingest", "cases", version=4, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
-EVALUATE = Stage("evaluate", "evaluations", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
+EVALUATE = Stage("evaluate", "evaluations", version=3, libraries=NETWORK_LIBRARIES, resumable=True)
 REGISTER = Stage("register", "registrations", version=1)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)
-POOL = Stage("pool", EVALUATE.folder, version=1)
+POOL = Stage("pool", EVALUATE.folder, version=2)
 """The folds' models as one model, and their evaluations as one, where single ones lie."""
 
 STAGES = (INGEST, SPLIT, TRAIN, EVALUATE, REGISTER)

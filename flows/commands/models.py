@@ -1,12 +1,14 @@
 """Verbs that judge models: score, and what the registry holds."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.commands.options import Config, Json, Store, print_json
-from flows.console import DATA, dice_table, plain_table
+from flows.commands.score_tables import case_scores, lesion_table, surface_table
+from flows.console import DATA, dice_table, plain_table, watching
 
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
 
@@ -23,19 +25,18 @@ def score(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="The labels to compare with.")],
     as_json: Json = False,
 ) -> None:
-    """Score labels against labels: Dice under three policies, volume errors, volumes."""
+    """Score labels against labels: overlap, surfaces in mm, lesions found, volumes, tumour burden."""
     from liverseg_core.score import score as score_paths
 
-    result = score_paths(prediction, reference)
+    with watching() as report:
+        result = score_paths(prediction, reference, functools.partial(report.progress, "score"))
     if as_json:
         print_json(result)
         return
-    headings = ("case", "liver", "liver_only", "tumour")
-    rows = [
-        [case["case"], *(_dice(case[group]["dice"]) for group in headings[1:])] for case in result["cases"]
-    ]
-    DATA.print(plain_table(headings, rows))
-    DATA.print(dice_table(result["summary"]))
+    summary = result["summary"]
+    tables = case_scores(result["cases"]), dice_table(summary), surface_table(summary), lesion_table(summary)
+    for table in tables:
+        DATA.print(table)
 
 
 def list_models(config: Config = None, store: Store = None, as_json: Json = False) -> None:
@@ -63,7 +64,3 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
         for one in versions
     ]
     DATA.print(plain_table(headings, rows))
-
-
-def _dice(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -1,20 +1,35 @@
-"""Overlap measures: values derived by hand, the empty mask, merging."""
+"""Measures of a case and of a set: values derived by hand, the empty mask, merging, files and folders."""
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from liverseg_core import measures
+from liverseg_core import overlap as overlap_module
 from liverseg_core.errors import LiversegError
-from liverseg_core.measures import GROUPS, CaseScore, Overlap, confusion, count, score_case, summarise
+from liverseg_core.lesion_matching import find_lesions
+from liverseg_core.measures import (
+    GROUPS,
+    MEASURES,
+    BurdenError,
+    CaseScore,
+    Overlap,
+    confusion,
+    count,
+    score_case,
+    summarise,
+)
 from liverseg_core.score import score
+from liverseg_core.surface import surface_distances
 
 VOXEL_MM = (0.5, 0.8, 2.5)  # 1 mm³, so that 1,000 voxels are 1 ml
 LABELS = hnp.arrays(np.uint8, st.just((4, 3, 5)), elements=st.integers(0, 2))
@@ -69,6 +84,7 @@ def test_the_three_policies_differ_as_the_field_says() -> None:
     assert policies["lits"] == pytest.approx({"mean": 0.5, "median": 0.5, "sd": 0.5, "n": 3})
     assert policies["pooled"] == pytest.approx({"mean": 20 / 44, "n": 3})
     assert tumour["dice"] == policies["nan"]["mean"]
+    assert tumour["dice_lits"] == policies["lits"]["mean"]
     assert tumour["rvd"] == pytest.approx(-2 / 3), "only the case that has a tumour defines it"
 
 
@@ -124,11 +140,100 @@ def test_merging_is_associative_commutative_and_has_an_identity(a: Overlap, b: O
 def test_slabs_and_memory_order_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     prediction, reference = np.random.default_rng(0).integers(0, 3, (2, 7, 5, 11), dtype=np.uint8)
     whole = confusion(prediction, reference)
-    monkeypatch.setattr(measures, "SLAB_VOXELS", 80)
+    monkeypatch.setattr(overlap_module, "SLAB_VOXELS", 80)
     assert (confusion(prediction, np.asfortranarray(reference)) == whole).all()
     assert whole.sum() == prediction.size
     with pytest.raises(ValueError, match="shapes differ"):
         confusion(prediction, reference[:-1])
+
+
+def test_overlap_agrees_with_monai() -> None:
+    from monai.metrics import compute_dice, compute_iou
+
+    prediction, reference = np.random.default_rng(5).integers(0, 3, (2, 9, 8, 7), dtype=np.uint8)
+    hot = [
+        torch.from_numpy(np.stack([np.isin(label, classes) for classes in GROUPS.values()])[None])
+        for label in (prediction, reference)
+    ]
+    found = count(prediction, reference)
+    dice, iou = compute_dice(*hot)[0].tolist(), compute_iou(*hot)[0].tolist()
+    assert [found[group].dice for group in GROUPS] == pytest.approx(dice, abs=1e-6)
+    assert [found[group].jaccard for group in GROUPS] == pytest.approx(iou, abs=1e-6)
+
+
+@given(LABELS, LABELS, st.integers(0, 3), st.integers(0, 3))
+def test_the_crop_changes_nothing(
+    prediction: np.ndarray, reference: np.ndarray, before: int, after: int
+) -> None:
+    """Every measure is that of the whole volume, whether or not the foreground touches its border."""
+    prediction, reference = (
+        np.pad(label, ((0, 0), (before, after), (1, 0))) for label in (prediction, reference)
+    )
+    scored_case = score_case("a", prediction, reference, VOXEL_MM)
+    assert scored_case.overlaps == count(prediction, reference)
+    for name, classes in GROUPS.items():
+        masks = np.isin(prediction, classes), np.isin(reference, classes)
+        assert scored_case.surfaces[name] == surface_distances(*masks, VOXEL_MM)
+    assert scored_case.lesions == find_lesions(prediction == 2, reference == 2, VOXEL_MM)
+
+
+def test_a_record_has_every_measure_of_every_group() -> None:
+    prediction, reference = np.random.default_rng(6).integers(0, 3, (2, 9, 8, 7), dtype=np.uint8)
+    scored_case = score_case("a", prediction, reference, VOXEL_MM)
+    record, summary = scored_case.record(), summarise([scored_case])
+    for group in GROUPS:
+        assert set(record[group]) == {*MEASURES, "voxels"}
+        assert all(record[group][name] is not None for name in MEASURES)
+        assert {name: summary[group][name] for name in MEASURES} == pytest.approx(scored_case.measures(group))
+    assert {"assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm"} < set(MEASURES)
+    assert set(record) == {"case", "spacing_mm", *GROUPS, "lesions", "burden"}
+
+
+def test_what_an_empty_mask_leaves_undefined() -> None:
+    empty, tumour = np.zeros((2, 4, 4, 4), np.uint8)
+    tumour[1:3, 1:3, 1:3] = 2
+    surfaces = ("assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
+    missed = score_case("missed", empty, tumour, VOXEL_MM).record()
+    assert [missed["tumour"][name] for name in ("dice", "dice_lits", "voe", "rvd")] == [0, 0, 1, -1]
+    assert [missed["tumour"][name] for name in surfaces] == [None] * 4
+    assert missed["burden"] == {"prediction": None, "reference": 1, "error": None}
+    invented = score_case("invented", tumour, empty, VOXEL_MM).record()
+    assert [invented["tumour"][name] for name in ("dice", "dice_lits", "voe", "rvd")] == [0, 0, 1, None]
+    agreed = score_case("agreed", empty, empty, VOXEL_MM)
+    assert [agreed.measures("tumour")[name] for name in ("dice", "dice_lits", "voe", "rvd")] == [
+        None,
+        1,
+        None,
+        None,
+    ]
+    with_surfaces = score_case("a", tumour, tumour, VOXEL_MM)
+    spread = summarise([agreed, with_surfaces])["tumour"]["spread"]
+    assert [spread[name]["n"] for name in surfaces] == [1] * 4, "the mean says of how many cases it is"
+
+
+def test_tumour_burden() -> None:
+    """Half and a quarter of a liver for half and a half: errors of 0 and −1/4; without a liver, none."""
+    cases = [line(1, 2, 1, 2), line(1, 1, 1, 2), line(0, 0, 0, 0)]
+    truth = line(2, 1, 2, 1)
+    scores = [score_case(f"case_{n}", label, truth, VOXEL_MM) for n, label in enumerate(cases)]
+    assert scores[1].record()["burden"] == {"prediction": 0.25, "reference": 0.5, "error": -0.25}
+    assert summarise(scores)["burden"] == {
+        "rmse": pytest.approx(math.sqrt(0.25**2 / 2)),
+        "max_error": 0.25,
+        "n": 2,
+    }
+    assert summarise([])["burden"] == {"rmse": None, "max_error": None, "n": 0}
+
+
+ERRORS = st.builds(BurdenError.of, st.none() | st.floats(-1, 1))
+
+
+@given(ERRORS, ERRORS, ERRORS)
+def test_merging_burden_is_associative(a: BurdenError, b: BurdenError, c: BurdenError) -> None:
+    one, other = (a + b) + c, a + (b + c)
+    assert (one.n, one.largest) == (other.n, other.largest)
+    assert one.squares == pytest.approx(other.squares)
+    assert a + BurdenError() == a
 
 
 # score: files and folders
@@ -161,6 +266,16 @@ def test_score_of_two_folders(tmp_path: Path, labels: np.ndarray) -> None:
     (tmp_path / "p" / "x.nii.gz").unlink()
     with pytest.raises(LiversegError, match=r"LS382.*x\.nii\.gz has no partner"):
         score(tmp_path / "p", tmp_path / "r")
+
+
+def test_score_in_a_terminal(tmp_path: Path, labels: np.ndarray) -> None:
+    pair = write(tmp_path / "p" / "a.nii.gz", labels), write(tmp_path / "r" / "a.nii.gz", np.roll(labels, 1))
+    command = [Path(sys.executable).with_name("liverseg"), "score", *pair]
+    printed = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
+    assert printed == score(*pair)
+    tables = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    for heading in ("case", "pooled", "surface Dice 2 mm", "20 mm and more", "Tumour burden"):
+        assert heading in tables
 
 
 def test_score_refuses_what_is_not_comparable(tmp_path: Path, labels: np.ndarray) -> None:
