@@ -139,7 +139,8 @@ def _step(run: _Run, state: State, forward: nn.Module, loss_of: Loss, batches: I
     order = memory_format(run.job.compute, world.device)
     for part in range(config.accumulate):
         image, label = next(batches)
-        x = image.to(world.device, non_blocking=True, memory_format=order)
+        # first there, then in order: the other way round the CPU would turn it
+        x = image.to(world.device, non_blocking=True).contiguous(memory_format=order)
         y = label.to(world.device, non_blocking=True)
         with world.gradients(forward, shared=part == config.accumulate - 1):
             with run.autocast():

@@ -19,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
 
-from liverseg_core.artifact import load, verify
+from liverseg_core.artifact import Artifact, load, verify
 from liverseg_core.errors import LiversegError
+from liverseg_core.learning_curves import learning_curves_png
 from liverseg_core.provenance import library_versions
 from tasks.registry import (
     DICE,
@@ -108,6 +109,7 @@ def _publish(client: MlflowClient, request: Registration) -> ModelVersion:
     if artifact is not None:
         verify(artifact)
     _log_evaluation(client, request)
+    _log_learning_curves(client, request, artifact)
     files = model_files(request.model, request.evaluation)
     digest = model_digest(request.model, request.evaluation)
     with mlflow.start_run(run_id=request.run_id):
@@ -142,6 +144,17 @@ def _log_evaluation(client: MlflowClient, request: Registration) -> None:
             client.log_artifact(request.run_id, str(path), "evaluation")
         elif path.name in SHOWN:
             client.log_artifacts(request.run_id, str(path), f"evaluation/{path.name}")
+
+
+def _log_learning_curves(client: MlflowClient, request: Registration, model: Artifact | None) -> None:
+    history = request.model / "history.jsonl"
+    if model is None or not history.exists():  # an ensemble has none of its own
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "learning_curves.png"
+        stops = model.facts.get("resumed_from", [])
+        learning_curves_png(picture, history, stops, f"{request.name} {model.key[:8]}")
+        client.log_artifact(request.run_id, str(picture))
 
 
 def _log_metrics(client: MlflowClient, request: Registration, model_id: str) -> None:

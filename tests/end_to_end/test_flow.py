@@ -53,6 +53,7 @@ def test_a_tar_becomes_a_registered_model(stored: Any) -> None:
     shown = sorted(pictures.glob("*.png"))
     assert len(shown) == 3, "two cases and the plot"
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in shown)
+    assert list(stored.path.glob("mlflow-artifacts/**/learning_curves.png"))
 
 
 def test_a_rerun_finds_everything_and_imports_nothing_heavy(
