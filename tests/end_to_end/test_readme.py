@@ -23,6 +23,7 @@ QUICK = {
     # the recipe's full size wants a GPU; its commands are the same at any size
     "LIVERSEG_INGEST__SPACING_MM": "[6, 6, 6]",
     "LIVERSEG_SPLIT__VALIDATION": "2",
+    "LIVERSEG_SPLIT__FOLDS": "2",
     "LIVERSEG_TRAIN__STEPS": "2",
     "LIVERSEG_TRAIN__PATCH_SIZE": "[32, 32, 32]",
     "LIVERSEG_TRAIN__NETWORK__CHANNELS": "[4, 8]",
