@@ -44,11 +44,15 @@ class Detection:
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of precision and recall; 0 where nothing is right, None without any lesion."""
-        if not self.reference + self.prediction:
+        """Harmonic mean of precision and recall; 0 where there are lesions and nothing is right.
+
+        None without any lesion, and where what is right in a size class has its partners in another.
+        """
+        if not self.correct + self.detected:
+            return 0.0 if self.reference + self.prediction else None
+        if self.precision is None or self.recall is None:
             return None
-        precision, recall = self.precision or 0.0, self.recall or 0.0
-        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return 2 * self.precision * self.recall / (self.precision + self.recall)
 
     def record(self) -> dict[str, Any]:
         """Counts and rates as plain JSON values."""

@@ -118,6 +118,8 @@ def test_rates() -> None:
     assert (missed.recall, missed.precision, missed.f1) == (0, None, 0)
     assert (invented.recall, invented.precision, invented.f1) == (None, 0, 0)
     assert (Detection().recall, Detection().precision, Detection().f1) == (None, None, None)
+    fragments = Detection(prediction=3, correct=1)  # of a larger lesion, which is counted in its own class
+    assert (fragments.recall, fragments.precision, fragments.f1) == (None, pytest.approx(1 / 3), None)
 
 
 def test_nothing_predicted_and_nothing_there() -> None:
