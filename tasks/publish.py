@@ -39,6 +39,7 @@ from tasks.tracking import Tracking, service
 
 SHOWN = {"pictures"}
 """Folders of an evaluation that go to MLflow beside its tables: what a person looks at, never voxels."""
+MEANS = ("voe", "rvd", "assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
 LOCK_WAIT_S = 60.0
 
 SIGNATURE = ModelSignature(
@@ -169,13 +170,17 @@ def _log_metrics(client: MlflowClient, request: Registration, model_id: str) -> 
 
 
 def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every mean that is worth a column, by name; what no case defines has none."""
     for group in DICE:
         measures = summary[group]
-        policies = {f"dice_{name}": policy["mean"] for name, policy in measures["policies"].items()}
-        spread = {f"dice_{name}": measures["policies"]["nan"][name] for name in ("median", "sd")}
-        for name, value in {**policies, **spread, "voe": measures["voe"], "rvd": measures["rvd"]}.items():
-            if value is not None:
-                yield f"evaluate/{group}/{name}", value
+        found = {f"dice_{name}": policy["mean"] for name, policy in measures["policies"].items()}
+        found |= {f"dice_{name}": measures["policies"]["nan"][name] for name in ("median", "sd")}
+        found |= {name: measures.get(name) for name in MEANS}
+        yield from ((f"evaluate/{group}/{name}", value) for name, value in found.items() if value is not None)
+    lesions = summary.get("lesions", {}).get("iou_50", {}).get("all", {})
+    found = {f"lesions/{name}": lesions.get(name) for name in ("recall", "precision", "f1")}
+    found["burden_rmse"] = summary.get("burden", {}).get("rmse")
+    yield from ((f"evaluate/{name}", value) for name, value in found.items() if value is not None)
 
 
 def _check_prediction(uri: str) -> None:
