@@ -20,14 +20,14 @@ class LabelSurvey:
         self.counts: Int64[np.ndarray, " 4"] = np.zeros(4, np.int64)
         """Voxels of each class, then how many provisional components there are."""
         self.before: Plane | None = None
-        self.components: Int32[np.ndarray, "y x"] | None = None
+        self.components: Int32[np.ndarray, "y x"] | None = None  # of that plane's tumour voxels only
         self.parent: Int32[np.ndarray, " n"] = np.zeros(1, np.int32)  # a forest: roots are components
         self.touches: Bool[np.ndarray, " n"] = np.zeros(1, np.bool_)
 
     def add(self, plane: Plane) -> None:
-        """Take in the next plane."""
+        """Take in the next plane, which must stay as it is until the one behind it is taken in."""
         if self.before is None or self.components is None:
-            self.before, self.components = np.zeros_like(plane), np.zeros(plane.shape, np.int32)
+            self.before, self.components = np.zeros_like(plane), np.empty(plane.shape, np.int32)
         room = int(self.counts[3]) + plane.size // 2 + 2  # as many as a chessboard of tumours would add
         if len(self.parent) < room:
             more = max(room, 2 * len(self.parent)) - len(self.parent)
@@ -36,7 +36,7 @@ class LabelSurvey:
         components = np.empty_like(self.components)
         ids = (self.components, components)
         _take_in((self.before, plane), ids, self.parent, self.touches, self.counts)
-        self.before, self.components = plane.copy(), components
+        self.before, self.components = plane, components
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON values: `voxels` by class, `tumours`, and how many of them touch no liver voxel."""
@@ -71,6 +71,12 @@ def _take_in(planes, both_ids, parent, touches, counts):  # type: ignore[no-unty
     (before, plane), (ids_before, ids) = planes, both_ids
     rows, columns = plane.shape
     for j in range(rows):
+        seen = np.uint8(0)
+        for i in range(columns):
+            seen |= plane[j, i] | before[j, i]
+        if seen == 0:  # most rows
+            counts[0] += columns
+            continue
         liver, tumour, tumour_before = 0, 0, 0
         for i in range(columns):
             liver += plane[j, i] == 1
@@ -79,7 +85,6 @@ def _take_in(planes, both_ids, parent, touches, counts):  # type: ignore[no-unty
         counts[0] += columns - liver - tumour
         counts[1] += liver
         counts[2] += tumour
-        ids[j] = 0
         if tumour == 0 and tumour_before == 0:
             continue
         for i in range(columns):
@@ -87,9 +92,10 @@ def _take_in(planes, both_ids, parent, touches, counts):  # type: ignore[no-unty
                 touches[ids_before[j, i]] = True
             if plane[j, i] != 2:
                 continue
-            left = ids[j, i - 1] if i else 0
-            front = ids[j - 1, i] if j else 0
-            found = _join(parent, _join(parent, left, front), ids_before[j, i])
+            left = ids[j, i - 1] if i and plane[j, i - 1] == 2 else 0
+            front = ids[j - 1, i] if j and plane[j - 1, i] == 2 else 0
+            behind = ids_before[j, i] if before[j, i] == 2 else 0
+            found = _join(parent, _join(parent, left, front), behind)
             if found == 0:
                 counts[3] += 1
                 found = counts[3]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt32
 
 from liverseg_core.geometry import AxisMap, Grid, axis_maps
 
@@ -28,9 +28,9 @@ class Taps:
     weight: Weights
 
     @property
-    def arrays(self) -> tuple[Indices, Weights]:
-        """For compiled functions."""
-        return self.index, self.weight
+    def arrays(self) -> tuple[UInt32[np.ndarray, "taps n"], Weights]:
+        """For compiled functions: unsigned, since they look at each signed index for a negative one."""
+        return self.index.astype(np.uint32), self.weight
 
 
 def linear(axis: AxisMap, size: int) -> Taps:
