@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,7 +70,9 @@ def predict_probabilities(
         overlap: Share of a window that overlaps its neighbour, in [0, 1).
         batch_size: Windows predicted at once.
     """
-    settings = model.inference.model_copy(update={"overlap": overlap, "batch_size": batch_size})
+    # What is only a signal of training must not end it: bf16 can't overflow.
+    changes = {"overlap": overlap, "batch_size": batch_size, "precision": "bf16"}
+    settings = model.inference.model_copy(update=changes)
     found = np.empty((len(model.spec.classes), *image.shape[::-1]), np.float32)
     for k, plane in enumerate(predict_planes(model, image, settings)):
         found[:, k] = plane
@@ -89,12 +92,13 @@ def _add_row(
             sums.add_background(x, y)
         else:
             waiting.append((x, y))
+    windows = torch.empty(min(settings.batch_size, len(waiting)), 1, *model.spec.patch_size)
     # Batches of nearly one size: a window left over costs a CPU up to three times one of a batch.
-    for batch in np.array_split(waiting, -(-len(waiting) // settings.batch_size) or 1) if waiting else []:
-        windows = torch.empty(len(batch), 1, *model.spec.patch_size)
-        for window, (x, y) in zip(windows, batch, strict=True):
+    for batch in np.array_split(waiting, -(-len(waiting) // settings.batch_size)) if waiting else []:
+        for window, (x, y) in zip(windows, batch, strict=False):
             cut(planes, x, y, window[0].numpy(), model.spec.window_hu)
-        for (x, y), probabilities in zip(batch, _predict(model, windows, settings), strict=True):
+        found = _predict(model, windows[: len(batch)], settings)
+        for (x, y), probabilities in zip(batch, found, strict=True):
             sums.add(x, y, probabilities)
 
 
@@ -111,13 +115,19 @@ def _predict(model: Model, windows: Tensor, settings: EvaluateConfig) -> Tensor:
     for way in ways:
         with precision:
             logits = model.network(inputs.flip(way) if way else inputs)
-        probabilities = (
-            logits.float().softmax(1) if model.spec.activation == "softmax" else logits.float().sigmoid()
-        )
+        probabilities = _probabilities(logits.float(), model.spec.activation)
         probabilities = probabilities.flip(way) if way else probabilities
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
     return total.div_(len(ways)) if len(ways) > 1 else total
+
+
+def _probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> Tensor:
+    """In the logits' own place where the CPU computed them: fresh memory would cost more than the softmax."""
+    if activation == "sigmoid":
+        return logits.sigmoid_()
+    reused = logits if logits.device.type == "cpu" and logits.is_contiguous() else None
+    return torch.softmax(logits, 1, out=reused)
 
 
 def _no_numbers(settings: EvaluateConfig) -> LiversegError:

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from liverseg_core.nifti_header import NiftiHeader
 from liverseg_core.predict import Watch, canonical_label, read_image
 from liverseg_core.store import CLASSES
 
+if TYPE_CHECKING:
+    from liverseg_core.dicom_series import Series
+
 NIFTI = (".nii.gz", ".nii")
 
 
@@ -30,7 +33,7 @@ class Wanted:
     """A scan to segment, and what is wanted of it.
 
     Args:
-        scan: A NIfTI file.
+        scan: A NIfTI file, or the folder of a DICOM series, which gets a DICOM SEG too.
         label: The `.nii.gz` where its label goes; what else is wanted goes beside it.
         probabilities: Whether the class probabilities are wanted.
         uncertainty: Whether their entropy is.
@@ -48,7 +51,8 @@ class Wanted:
 
     def beside(self, what: str) -> Path:
         """The file of something else that is wanted."""
-        return self.label.with_name(f"{stem(self.label)}_{what}.nii.gz")
+        end = ".dcm" if what == "seg" else ".nii.gz"
+        return self.label.with_name(f"{stem(self.label)}_{what}{end}")
 
 
 def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
@@ -63,11 +67,12 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
         The files by what they are, and what `findings` finds.
 
     Raises:
-        LiversegError: LS301 and LS311 to LS319 for a scan that can't be used; LS208 and LS701 where files
-            can't be written; what `load_model` and `segment` raise.
+        LiversegError: LS301, LS311 to LS319 and LS352 to LS355 for a scan that can't be used; LS208 and LS701
+            where files can't be written; what `load_model` and `segment` raise.
     """
     network = _loaded(model, device)
-    scan = open_file(wanted.scan)
+    series = _series(wanted.scan) if wanted.scan.is_dir() else None
+    scan = series.open() if series else open_file(wanted.scan)
     target = plan_target(scan.header, network.spec.ingest)
     image = read_image(scan, target)
     files = {"image": str(wanted.scan), "label": str(wanted.label)}
@@ -81,6 +86,9 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
         canonical = canonical_label(network, image, target, _all(watches))
         stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
         write_label(part, stored, scan.header)
+        if series:
+            files["seg"] = str(wanted.beside("seg"))
+            series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
     return {**files, **findings(canonical, target.source.spacing_mm)}
 
 
@@ -101,6 +109,12 @@ def stem(path: Path) -> str:
     """A scan's name without what says that it is NIfTI."""
     name = path.name
     return next((name.removesuffix(end) for end in NIFTI if name.lower().endswith(end)), name)
+
+
+def _series(folder: Path) -> "Series":
+    from liverseg_core.dicom_series import read_series  # a second to import, for those who have DICOM
+
+    return read_series(folder)
 
 
 @functools.lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from liverseg_core.arrays import Image, Shape
 Kind = Literal["gaussian", "hann", "constant"]
 Starts = tuple[int, ...]
 
-BLOCK = 16
+BLOCK = 32
 """Voxels along each of two axes that are copied from one order to another at a time."""
 SIGMA = 0.125
 """Of the Gaussian, as a share of the window."""
@@ -109,9 +109,12 @@ class Sums:
             shape: Voxels along x, y and z that are wanted; what a small volume was filled up with is not.
         """
         x, y, depth = shape
-        means = np.empty((depth, len(self.values), y, x), np.float32)
-        sound = _divide(self.values[..., :depth].cpu().numpy(), self.total[..., :depth].cpu().numpy(), means)
-        return means if sound else None
+        values, share = self.values[..., :depth], self.total[..., :depth].reciprocal()
+        if not values.sum().isfinite():
+            return None
+        means = np.empty((depth, len(values), y, x), np.float32)
+        _scale(values.cpu().numpy(), share.cpu().numpy(), means)
+        return means
 
     def drop(self, depth: int) -> None:
         """Let the lowest planes go."""
@@ -171,16 +174,12 @@ def _normalise(box, low, scale, out):  # type: ignore[no-untyped-def]  # numba i
 
 
 @numba.njit(cache=True, nogil=True)
-def _divide(values, total, out):  # type: ignore[no-untyped-def]
+def _scale(values, share, out):  # type: ignore[no-untyped-def]
     nz, classes, ny, nx = out.shape
-    sound = True
     for c in range(classes):
         for x0 in range(0, nx, BLOCK):
             for y in range(ny):
                 for z0 in range(0, nz, BLOCK):
                     for z in range(z0, min(z0 + BLOCK, nz)):
                         for x in range(x0, min(x0 + BLOCK, nx)):
-                            mean = values[c, x, y, z] / total[x, y, z]
-                            out[z, c, y, x] = mean
-                            sound &= mean - mean == 0
-    return sound
+                            out[z, c, y, x] = values[c, x, y, z] * share[x, y, z]

@@ -32,7 +32,8 @@ def add_to(app: typer.Typer) -> None:
 
 def predict(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Scans as NIfTI, or folders of them.")
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Scans as NIfTI, folders of them, or of a DICOM series."),
     ],
     model: Annotated[
         str, typer.Option(metavar="REF", help="models:/liverseg@champion, runs:/ID or a folder.")
@@ -54,7 +55,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes and lesions."""
-    targets = _targets(_scans(images), out, images)
+    targets = _targets(_scans(images), out, len(images))
     from flows.settings import load_settings
     from tasks.model_reference import resolve_model
 
@@ -102,30 +103,24 @@ def _number(value: float | int | None) -> str:
 
 
 def _scans(images: Sequence[Path]) -> list[Path]:
-    """The scans that these files and folders are; what begins with a dot is none."""
+    """The scans that these files and folders are: a folder without NIfTI files may be a DICOM series."""
     found: list[Path] = []
     for image in images:
         if not image.is_dir():
             found.append(image)
             continue
         files = (path for path in sorted(image.iterdir()) if path.name.lower().endswith(NIFTI))
-        inside = [path for path in files if path.is_file() and not path.name.startswith(".")]
-        if not inside:
-            raise LiversegError(
-                "LS351",
-                f"there is no scan in {image}",
-                "a folder with .nii or .nii.gz files",
-                "Check the path",
-            )
-        found += inside
+        found += [path for path in files if path.is_file() and not path.name.startswith(".")] or [image]
     return found
 
 
-def _targets(scans: Sequence[Path], out: Path, images: Sequence[Path]) -> list[Target]:
+def _targets(scans: Sequence[Path], out: Path, given: int) -> list[Target]:
     """Where each scan's label goes."""
-    if [*scans] == [*images] and len(scans) == 1 and out.name.endswith(".nii.gz"):
+    if len(scans) == given == 1 and out.name.endswith(".nii.gz"):
         return [Target(scans[0], out)]
-    names = [f"{scan.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for scan in scans]
+    names = [
+        f"{scan.absolute().name.removesuffix('.gz').removesuffix('.nii')}.nii.gz" for scan in scans
+    ]  # a series is named by its folder, which may be given as "."
     a_file = out.is_file() or out.name.endswith(NIFTI)
     if len(set(names)) < len(names) or a_file:
         trouble = f"--out {out} is no folder" if a_file else "two scans of one name would write one file"
