@@ -127,15 +127,19 @@ def _linear_2d(plane, along_x, along_y):  # type: ignore[no-untyped-def]  # numb
     y, y_weight = along_y
     x_lower, x_upper, y_lower, y_upper = x[0], x[1], y[0], y[1]
     out = np.empty((y_lower.size, x_lower.size), np.float32)
-    row = np.empty(plane.shape[1], np.float32)
-    for j in range(y_lower.size):
-        lower, upper, wy = plane[y_lower[j]], plane[y_upper[j]], y_weight[j]
-        for i in range(row.size):
-            a = np.float32(lower[i])
-            row[i] = a + wy * (np.float32(upper[i]) - a)
+    pair = np.empty((plane.shape[1], 2), np.float32)  # two rows share what is looked up along x
+    for j in range(0, y_lower.size, 2):
+        k = min(j + 1, y_lower.size - 1)
+        j_lower, j_upper, j_weight = plane[y_lower[j]], plane[y_upper[j]], y_weight[j]
+        k_lower, k_upper, k_weight = plane[y_lower[k]], plane[y_upper[k]], y_weight[k]
+        for i in range(plane.shape[1]):
+            a, b = np.float32(j_lower[i]), np.float32(k_lower[i])
+            pair[i, 0] = a + j_weight * (np.float32(j_upper[i]) - a)
+            pair[i, 1] = b + k_weight * (np.float32(k_upper[i]) - b)
         for i in range(x_lower.size):
-            a = row[x_lower[i]]
-            out[j, i] = a + x_weight[i] * (row[x_upper[i]] - a)
+            lower, upper, weight = pair[x_lower[i]], pair[x_upper[i]], x_weight[i]
+            out[j, i] = lower[0] + weight * (upper[0] - lower[0])
+            out[k, i] = lower[1] + weight * (upper[1] - lower[1])
     return out
 
 
