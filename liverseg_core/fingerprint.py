@@ -17,8 +17,6 @@ from liverseg_core.resample import N_CLASSES
 BODY_HU = -500
 PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)
 LOWEST = np.iinfo(np.int16).min
-AT_A_TIME = 1 << 18
-"""Random priorities that are held together."""
 
 ImageSlab = Int16[np.ndarray, "z y x"]
 LabelSlab = UInt8[np.ndarray, "z y x"]
@@ -46,7 +44,7 @@ class Fingerprint:
         """Take in the slab whose first plane is z = `start`."""
         if label is None:
             label = np.zeros(image.shape, np.uint8)
-        self.digests[start] = hashlib.sha256(image[:: max(1, len(image) // 4)].tobytes()).digest()
+        self.digests[start] = hashlib.sha256(image[len(image) // 2].tobytes()).digest()
         rng = np.random.default_rng([start, *self.shape])
         for c, in_rows in enumerate(_tally(image, label, start, self.histogram, self.boxes)):
             if in_rows.any():
@@ -79,7 +77,7 @@ class Fingerprint:
         for c, parts in enumerate(self.samples):
             priority = np.concatenate([np.empty(0), *(part[0] for part in parts)])
             voxels = np.concatenate([np.empty((0, 3), np.int32), *(part[1] for part in parts)])
-            chosen = voxels[_lowest(priority, self.keep)]
+            chosen = voxels[np.argsort(priority, kind="stable")[: self.keep]]
             result[c] = chosen[np.lexsort(chosen.T)]
         return result
 
@@ -105,24 +103,14 @@ class Fingerprint:
 
 
 def _draw(rng: np.random.Generator, count: int, keep: int) -> tuple[Ranks, Priorities]:
-    """Give `count` voxels random priorities, some at a time; which have the lowest, and those."""
-    best, lowest = np.empty(0, np.int64), np.empty(0)
-    for start in range(0, count, AT_A_TIME):
-        priority = rng.random(min(AT_A_TIME, count - start))
-        likely = _lowest(priority, keep)
-        best, lowest = np.append(best, start + likely), np.append(lowest, priority[likely])
-    chosen = _lowest(lowest, keep)
-    return best[chosen], lowest[chosen]
+    """Of `count` uniform random priorities the lowest, ascending, and whose they are; no others are drawn.
 
-
-def _lowest(values: Priorities, count: int) -> Ranks:
-    """Where the lowest of values between 0 and 1 are, in no order."""
-    if count >= len(values):
-        return np.arange(len(values))
-    likely = np.flatnonzero(values < 2 * count / len(values))  # of uniform values; a few instead of millions
-    if len(likely) < count:
-        likely = np.arange(len(values))
-    return likely[np.argpartition(values[likely], count - 1)[:count]]
+    Source: Devroye, Non-uniform random variate generation (1986), V.3.1: ordered uniforms by their spacings.
+    """
+    kept = min(keep, count)
+    below = rng.standard_exponential(kept).cumsum()
+    above = rng.standard_gamma(count + 1 - kept)
+    return rng.choice(count, kept, replace=False), below / (below[-1:].sum() + above)
 
 
 def _intensity(histogram: Int64[np.ndarray, " 65536"]) -> dict[str, Any] | None:
@@ -148,16 +136,20 @@ def _tally(image, label, start, histogram, boxes):  # type: ignore[no-untyped-de
     for k in range(planes):
         for j in range(rows):
             values, classes = image[k, j], label[k, j]
+            in_row = counts[:, k * rows + j]
+            seen = np.uint8(0)
+            for i in range(columns):
+                seen |= classes[i]
+            if seen == 0:  # most rows
+                in_row[0], in_row[1], in_row[2] = columns, 0, 0
+                for i in range(columns):
+                    histogram[0, np.int64(values[i]) + 32768] += 1
+                continue
             liver, tumour = 0, 0
             for i in range(columns):
                 liver += classes[i] == 1
                 tumour += classes[i] == 2
-            in_row = counts[:, k * rows + j]
             in_row[0], in_row[1], in_row[2] = columns - liver - tumour, liver, tumour
-            if liver + tumour == 0:
-                for i in range(columns):
-                    histogram[0, np.int64(values[i]) + 32768] += 1
-                continue
             for i in range(columns):
                 histogram[classes[i], np.int64(values[i]) + 32768] += 1
             for c in range(1, N_CLASSES):

@@ -4,7 +4,7 @@ from liverseg_core.artifact import Stage
 
 NETWORK_LIBRARIES = ("monai", "torch", "torchio")
 
-INGEST = Stage("ingest", "cases", version=4, libraries=("numcodecs", "zarr"))
+INGEST = Stage("ingest", "cases", version=5, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
 EVALUATE = Stage("evaluate", "evaluations", version=3, libraries=NETWORK_LIBRARIES, resumable=True)

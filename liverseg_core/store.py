@@ -35,9 +35,11 @@ CLASSES = ("background", "liver", "tumour")
 COLOURS = {1: (164, 92, 219, 255), 2: (255, 221, 51, 255)}
 """Liver purple, tumour yellow."""
 OME_VERSION = "0.5"
-SHUFFLE = {np.dtype(np.int16): "bitshuffle", np.dtype(np.uint8): "noshuffle"}
-"""Labels, in long runs of one class, pack as well unshuffled, and unpack five times as fast."""
-BLOSC = {kind: Blosc("lz4", 5, getattr(Blosc, name.upper())) for kind, name in SHUFFLE.items()}
+SHUFFLE = {np.dtype(np.int16): "shuffle", np.dtype(np.uint8): "noshuffle"}
+"""Shuffling bits packs CT 5–11 % better, and takes up to 1.5 times as long to pack, 1.4–1.8 times to unpack.
+Labels, in long runs of one class, pack as well unshuffled, and unpack five times as fast."""
+LEVEL = 7
+BLOSC = {kind: Blosc("lz4", LEVEL, getattr(Blosc, name.upper())) for kind, name in SHUFFLE.items()}
 """zstd packs CT a tenth better, at four times the cost of writing and twice that of reading."""
 SMALL_FILE = 1 << 20
 """Files up to this size are checked whole when a case is opened: all that carry no checksum of their own."""
@@ -224,7 +226,7 @@ def _create(group: zarr.Group, name: str, grid: Grid, dtype: np.dtype[Any]) -> N
         chunks=(CHUNK, CHUNK, CHUNK),
         shards=(CHUNK, -(-y // CHUNK) * CHUNK, -(-x // CHUNK) * CHUNK),
         # Zarr's default codecs miss every flipped bit; crc32c names them all.
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle=SHUFFLE[dtype]), Crc32cCodec()],
+        compressors=[BloscCodec(cname="lz4", clevel=LEVEL, shuffle=SHUFFLE[dtype]), Crc32cCodec()],
         dimension_names=("z", "y", "x"),
         # A missing chunk reads as zeros without an error, so every chunk is written.
         config={"write_empty_chunks": True},
