@@ -234,6 +234,8 @@ class EvaluateConfig(Section):
     """Tumours that no liver adjoins become background."""
     smallest_lesion_ml: Annotated[float, Field(ge=0)] = 0.0
     """Predicted tumours smaller than this become liver."""
+    tune: bool = False
+    """These three are chosen instead, as they make the validation cases best, and recorded with the model."""
     pictures: Annotated[int, Field(ge=0)] = 4
     """How many of the worst cases get an overlay picture."""
 

@@ -10,17 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from liverseg_core.arrays import Label
 from liverseg_core.artifact import Facts
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.ingest import label_planes, plan_target
 from liverseg_core.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
 from liverseg_core.model import INFERENCE, Model
+from liverseg_core.native_volume import replacing
 from liverseg_core.nifti import Volume, as_label, read_nifti, write_label
 from liverseg_core.pictures import dice_plot_png, overlay_png
+from liverseg_core.postprocess import RULES, best_rules, postprocess, worth_of_rules
 from liverseg_core.predict import segment_prepared
 from liverseg_core.store import NATIVE_LABEL, Case, open_case, read_volume
 
+RAW = "raw"
+"""Folder of predictions before any rule, while rules are chosen."""
+WORTHS = "rules.json"
+"""How good each choice of rules makes each case."""
 Progress = Callable[[int, int], None]
 
 
@@ -41,6 +48,8 @@ def evaluate(
     """
     for name in ("predictions", "cases", "pictures"):
         (folder / name).mkdir(exist_ok=True)
+    if config.tune:
+        config = _tuned(model, cases, config, folder)
     measured = replace(model, inference=config)
     (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
     scores = []
@@ -51,6 +60,7 @@ def evaluate(
     facts = _write_scores(scores, folder)
     for score in sorted(scores, key=_worth)[: config.pictures]:
         _draw(score, cases[score.case], model.spec.ingest, folder)
+    shutil.rmtree(folder / RAW, ignore_errors=True)
     return facts
 
 
@@ -61,8 +71,17 @@ def pool(evaluations: Sequence[Path], config: EvaluateConfig, folder: Path) -> F
         evaluations: What `evaluate` wrote, with no case in two of them.
         config: The evaluate section that all were made with.
         folder: As of `evaluate`; predictions stay where they are.
+
+    With `config.tune` each fold was scored under the rules chosen on its own cases, and the models together
+    get those chosen on all.
     """
     (folder / "pictures").mkdir()
+    if config.tune:
+        worths: dict[str, list[float]] = {}
+        for path in evaluations:
+            worths |= json.loads((path / WORTHS).read_text())
+        (folder / WORTHS).write_text(json.dumps(worths, indent=1) + "\n")
+        config = config.model_copy(update=best_rules(worths.values()))
     (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
     found = [json.loads((path / "metrics.json").read_text())["cases"] for path in evaluations]
     scores = [CaseScore.from_record(record) for records in found for record in records]
@@ -88,13 +107,47 @@ def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseS
         return CaseScore.from_record(json.loads(record.read_text()))
     case = open_case(stored)
     reference = _read_native(stored / NATIVE_LABEL, case)
-    target = plan_target(reference.header, model.spec.ingest)
-    image = read_volume(case.image)
-    prediction = segment_prepared(model, image, target)
+    raw = folder / RAW / f"{name}.nii.gz"
+    if raw.exists():
+        spacing_mm = reference.header.grid.spacing_mm
+        prediction = postprocess(as_label(read_nifti(raw)), model.inference, spacing_mm)
+    else:
+        prediction = _predict(model, case, reference)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
     score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
     write_atomically(record, json.dumps(score.record(), indent=1).encode())
     return score
+
+
+def _predict(model: Model, case: Case, reference: Volume) -> Label:
+    target = plan_target(reference.header, model.spec.ingest)
+    return segment_prepared(model, read_volume(case.image), target)
+
+
+def _tuned(model: Model, cases: Mapping[str, Path], config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    """The settings with the rules that make these cases best, from predictions without any.
+
+    Predictions are kept until the cases are scored; those of an interrupted run are not made again.
+    """
+    known = folder / WORTHS
+    if not known.exists():
+        (folder / RAW).mkdir(exist_ok=True)
+        ruleless = replace(model, inference=config.model_copy(update=RULES[0]))
+        found = {name: _worths(ruleless, name, stored, folder) for name, stored in cases.items()}
+        write_atomically(known, (json.dumps(found, indent=1) + "\n").encode())
+    worths: dict[str, list[float]] = json.loads(known.read_text())
+    return config.model_copy(update=best_rules(worths.values()))
+
+
+def _worths(model: Model, name: str, stored: Path, folder: Path) -> list[float]:
+    case = open_case(stored)
+    reference = _read_native(stored / NATIVE_LABEL, case)
+    raw = folder / RAW / f"{name}.nii.gz"
+    if not raw.exists():
+        with replacing(raw) as part:
+            write_label(part, _predict(model, case, reference), reference.header)
+    spacing_mm = reference.header.grid.spacing_mm
+    return worth_of_rules(as_label(read_nifti(raw)), as_label(reference), spacing_mm)
 
 
 def _read_native(path: Path, case: Case) -> Volume:

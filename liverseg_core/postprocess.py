@@ -4,7 +4,7 @@ Connected means 6-connected throughout, as the lesions of the measures are.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,11 @@ from liverseg_core.config import EvaluateConfig
 
 PIECE = 1 << 22
 """Voxels counted at a time: bincount widens to 64 bits."""
-SMALLEST_ML = (0.0, 0.05, 0.1, 0.2, 0.5)
+RULES: tuple[Mapping[str, Any], ...] = tuple(
+    {"largest_liver": largest, "tumour_inside_liver": inside, "smallest_lesion_ml": smallest_ml}
+    for largest, inside, smallest_ml in product((False, True), (False, True), (0.0, 0.05, 0.1, 0.2, 0.5))
+)
+"""What `evaluate.tune` chooses from; none of them first."""
 Box = tuple[slice, slice, slice]
 
 
@@ -50,22 +54,31 @@ def drop_small_lesions(label: Label, smallest_ml: float, spacing_mm: Spacing) ->
     return _replaced(label, box, small[components], 1)
 
 
-def tune(cases: Iterable[tuple[Label, Label, Spacing]], settings: EvaluateConfig) -> EvaluateConfig:
-    """Choose the rules that validation cases are scored best with.
+def worth_of_rules(prediction: Label, reference: Label, spacing_mm: Spacing) -> list[float]:
+    """How good each choice of `RULES` makes a validation case: the mean Dice of liver and tumour.
 
-    Best is the mean Dice of liver and tumour over the cases, where a class that neither label has counts 1
-    and one that is only predicted 0, so that false alarms cost. Of equal choices the one with fewer rules and
-    the smaller lesion wins. Never give it test cases: what is chosen on them is no longer measured by them.
+    A class that neither label has counts 1 and one that is only predicted 0, so that false alarms cost.
 
     Args:
-        cases: Prediction before any rule, reference and spacing, one case after the other.
-        settings: What the rest of the settings are.
+        prediction: Labels before any rule.
+        reference: The labels to compare with.
+        spacing_mm: Of both.
     """
-    choices = [_with(settings, *rules) for rules in product((False, True), (False, True), SMALLEST_ML)]
-    worth = np.zeros(len(choices))
-    for prediction, reference, spacing_mm in cases:
-        worth += [_worth(postprocess(prediction, one, spacing_mm), reference) for one in choices]
-    return choices[int(np.argmax(np.round(worth, 9)))]
+    settings = (EvaluateConfig(**rules) for rules in RULES)
+    return [_worth(postprocess(prediction, one, spacing_mm), reference) for one in settings]
+
+
+def best_rules(worths: Iterable[Sequence[float]]) -> Mapping[str, Any]:
+    """The rules that make the validation cases best on average.
+
+    Of equal choices the one with fewer rules and the smaller lesion wins. Never give it test cases: what is
+    chosen on them is no longer measured by them.
+
+    Args:
+        worths: What `worth_of_rules` says of each case.
+    """
+    total = np.sum([*worths], axis=0)
+    return RULES[int(np.argmax(np.round(total, 9)))]
 
 
 def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> Box | None:
@@ -118,11 +131,6 @@ def _pieces(volume: Shaped[np.ndarray, "x y z"]) -> Iterator[Shaped[np.ndarray, 
     """A volume's voxels in order, some planes at a time."""
     depth = max(1, PIECE // math.prod(volume.shape[:2]))
     return (volume[:, :, z : z + depth].ravel("F") for z in range(0, volume.shape[2], depth))
-
-
-def _with(settings: EvaluateConfig, largest: bool, inside: bool, smallest_ml: float) -> EvaluateConfig:
-    rules: dict[str, Any] = {"largest_liver": largest, "tumour_inside_liver": inside}
-    return settings.model_copy(update=rules | {"smallest_lesion_ml": smallest_ml})
 
 
 def _worth(prediction: Label, reference: Label) -> float:

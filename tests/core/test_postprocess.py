@@ -5,7 +5,7 @@ import pytest
 
 from liverseg_core.config import EvaluateConfig
 from liverseg_core.findings import findings
-from liverseg_core.postprocess import postprocess, tune
+from liverseg_core.postprocess import RULES, best_rules, postprocess, worth_of_rules
 
 SPACING = (1.0, 2.0, 5.0)
 """A voxel is 0.01 ml."""
@@ -67,26 +67,33 @@ def test_nothing_to_do(label: np.ndarray) -> None:
     np.testing.assert_array_equal(postprocess(label, rules, SPACING), label)
 
 
+def chosen(*cases: tuple[np.ndarray, np.ndarray]) -> tuple[bool, bool, float]:
+    """Largest liver, tumour inside, smallest lesion."""
+    largest, inside, smallest_ml = best_rules(worth_of_rules(*case, SPACING) for case in cases).values()
+    return largest, inside, smallest_ml
+
+
 def test_rules_are_chosen_by_what_they_do_to_validation_cases() -> None:
-    """The second liver is wrong; the tumour in nowhere is not connected; the lesion of one voxel is real."""
+    """The second liver is wrong, so is the tumour in nowhere; the lesion of one voxel is real."""
     reference = body()
     reference[15:] = 0
-    settings = EvaluateConfig(overlap=0.5, smallest_lesion_ml=3)
-    chosen = tune([(body(), reference, SPACING), (reference, reference, SPACING)], settings)
-    assert chosen == settings.model_copy(update={"largest_liver": True, "smallest_lesion_ml": 0.0})
-    nothing = tune([(reference, reference, SPACING)], settings)
-    assert nothing == settings.model_copy(update={"smallest_lesion_ml": 0.0})
+    assert chosen((body(), reference), (reference, reference)) == (True, False, 0)
+    assert chosen((reference, reference)) == (False, False, 0), "as few rules as will do"
     spotted = reference.copy(order="F")
     spotted[3:12:4, 12, 6] = 2  # false alarms of a voxel
     reference[10, 10, 5] = 1
-    assert tune([(spotted, reference, SPACING)], settings).smallest_lesion_ml == 0.05
+    assert chosen((spotted, reference)) == (False, False, 0.05)
 
 
 def test_a_false_alarm_in_a_healthy_case_costs() -> None:
     healthy = np.ones((6, 6, 6), np.uint8)
     alarmed = healthy.copy()
     alarmed[2, 2, 2:4] = 2
-    assert tune([(alarmed, healthy, (1, 1, 1))], EvaluateConfig()).smallest_lesion_ml > 0
+    assert chosen((alarmed, healthy)) == (False, False, 0.05)
+
+
+def test_no_rule_comes_first() -> None:
+    assert EvaluateConfig(**RULES[0]) == EvaluateConfig()
 
 
 def test_findings_of_a_disc() -> None:
