@@ -68,28 +68,13 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
 
     Raises:
         LiversegError: LS301, LS311 to LS319 and LS352 to LS355 for a scan that can't be used; LS208 and LS701
-            where files can't be written; what `load_model` and `segment` raise.
+            where files can't be written; LS703; what `load_model` and `segment` raise.
     """
-    network = _loaded(model, device)
-    series = _series(wanted.scan) if wanted.scan.is_dir() else None
-    scan = series.open() if series else open_file(wanted.scan)
-    target = plan_target(scan.header, network.spec.ingest)
-    image = read_image(scan, target)
-    files = {"image": str(wanted.scan), "label": str(wanted.label)}
-    with contextlib.ExitStack() as stack:
-        part = stack.enter_context(replacing(wanted.label))
-        watches = []
-        for what in ("probabilities", "uncertainty"):
-            if getattr(wanted, what):
-                files[what] = str(wanted.beside(what))
-                watches.append(stack.enter_context(_watching(what, wanted, scan.header, target)))
-        canonical = canonical_label(network, image, target, _all(watches))
-        stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
-        write_label(part, stored, scan.header)
-        if series:
-            files["seg"] = str(wanted.beside("seg"))
-            series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
-    return {**files, **findings(canonical, target.source.spacing_mm)}
+    try:
+        return _predict(wanted, _loaded(model, device))
+    except MemoryError:
+        allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
+        raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
 
 
 def open_file(path: Path) -> Scan:
@@ -109,6 +94,28 @@ def stem(path: Path) -> str:
     """A scan's name without what says that it is NIfTI."""
     name = path.name
     return next((name.removesuffix(end) for end in NIFTI if name.lower().endswith(end)), name)
+
+
+def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
+    series = _series(wanted.scan) if wanted.scan.is_dir() else None
+    scan = series.open() if series else open_file(wanted.scan)
+    target = plan_target(scan.header, network.spec.ingest)
+    image = read_image(scan, target)
+    files = {"image": str(wanted.scan), "label": str(wanted.label)}
+    with contextlib.ExitStack() as stack:
+        part = stack.enter_context(replacing(wanted.label))
+        watches = []
+        for what in ("probabilities", "uncertainty"):
+            if getattr(wanted, what):
+                files[what] = str(wanted.beside(what))
+                watches.append(stack.enter_context(_watching(what, wanted, scan.header, target)))
+        canonical = canonical_label(network, image, target, _all(watches))
+        stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
+        write_label(part, stored, scan.header)
+        if series:
+            files["seg"] = str(wanted.beside("seg"))
+            series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
+    return {**files, **findings(canonical, target.source.spacing_mm)}
 
 
 def _series(folder: Path) -> "Series":

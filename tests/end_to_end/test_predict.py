@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.nii.gz").write_bytes((folder / "plain.nii.gz").read_bytes()[:-300])
     (folder / "._plain.nii.gz").write_bytes(b"junk")
     (folder / "notes.txt").write_text("no scan")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """The folder of real files; skips where there is none."""
+    folder = Path(os.environ.get("LIVERSEG_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real files: set LIVERSEG_REAL_DATA")
     return folder
 
 
@@ -145,3 +155,31 @@ def test_what_cannot_be_predicted(
     assert ended.code == int(code[2])
     assert code in ended.error
     assert sorted(path.name for path in scans.iterdir()) == before
+
+
+REAL = {
+    "example": "totalseg_example/example_ct.nii.gz",
+    "cut": "totalseg_example/example_ct_sm.nii.gz",
+    "full_size": "lidc0314_lower/lidc0314_lower110_ct.nii.gz",
+    "three_slices": "dcmqi_ct3slice/dcmqi3_ct.nii.gz",
+}
+
+
+def test_real_scans_keep_their_geometry(
+    liverseg: Callable[..., Any], model: Path, real: Path, tmp_path: Path
+) -> None:
+    """One at full resolution, one of three slices, one whose floats are stored as int32."""
+    paths = [real / file for file in REAL.values()]
+    ended = liverseg("predict", *paths, "--model", model, "-o", tmp_path, "--uncertainty", "--json").ok()
+    for path, found in zip(paths, ended.data, strict=True):
+        scan = nib.load(path)
+        for what in ("label", "uncertainty"):
+            written = nib.load(found[what])
+            assert written.shape == scan.shape
+            for form in ("qform", "sform"):
+                assert int(written.header[f"{form}_code"]) == int(scan.header[f"{form}_code"])
+            np.testing.assert_array_equal(written.affine, scan.affine)
+        assert set(np.unique(nib.load(found["label"]).dataobj)) <= {0, 1, 2}
+        shares = nib.load(found["uncertainty"]).get_fdata()
+        assert shares.min() >= 0
+        assert 0.1 < shares.max() <= 1 + 1e-6
