@@ -4,6 +4,8 @@ This is the only place that knows both axis orders: volumes are (x, y, z), x fas
 (z, y, x), so that `.T` is a free view.
 """
 
+import functools
+import json
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,16 +77,16 @@ class CaseWriter:
         self.folder = folder
         self.grid = grid
         shutil.rmtree(folder / IMAGE, ignore_errors=True)
-        self.group = zarr.create_group(folder / IMAGE, zarr_format=3)
-        _create(self.group, "0", grid, np.dtype(np.int16))
+        _write_array(folder / IMAGE / "0", grid, np.dtype(np.int16))
         if labelled:
-            labels = self.group.create_group("labels", attributes={"ome": _ome(labels=[LABEL_NAME])})
             colours = [{"label-value": value, "rgba": list(rgba)} for value, rgba in COLOURS.items()]
             properties = [{"label-value": value, "name": CLASSES[value]} for value in COLOURS]
             described = {"colors": colours, "properties": properties, "source": {"image": "../../"}}
             ome = _ome(multiscales=_multiscales(grid, LABEL_NAME), **{"image-label": described})
-            anatomy = labels.create_group(LABEL_NAME, attributes={"ome": ome})
-            _create(anatomy, "0", grid, np.dtype(np.uint8))
+            labels = folder / IMAGE / "labels"
+            _write_array(labels / LABEL_NAME / "0", grid, np.dtype(np.uint8))
+            _write_group(labels / LABEL_NAME, {"ome": ome})
+            _write_group(labels, {"ome": _ome(labels=[LABEL_NAME])})
 
     def write_slab(
         self, start: int, image: Shaped[np.ndarray, "z y x"], label: Shaped[np.ndarray, "z y x"] | None
@@ -98,7 +100,7 @@ class CaseWriter:
         """Write the attributes and the sampling positions."""
         described = {"case": name, "affine": self.grid.affine.tolist(), **facts}
         ome = _ome(multiscales=_multiscales(self.grid, name))
-        self.group.attrs.put({"ome": ome, "liverseg": described})
+        _write_group(self.folder / IMAGE, {"ome": ome, "liverseg": described})
         packed = save({str(c): np.ascontiguousarray(found) for c, found in positions.items()})
         (self.folder / POSITIONS).write_bytes(packed)  # save_file would hide a full disk's error number
 
@@ -187,7 +189,8 @@ def slabs(
 def _write_shard(array: Path, start: int, slab: Shaped[np.ndarray, "z y x"]) -> None:
     """Write one shard as the format has it: its chunks, then where each lies, each with its checksum.
 
-    Zarr reads it like its own; writing it through Zarr costs several times as much as compressing.
+    Zarr reads it like its own; writing it through Zarr costs several times as much as compressing. A missing
+    chunk would read as zeros without an error, so every chunk is written.
     """
     rows, columns = (-(-size // CHUNK) for size in slab.shape[1:])
     chunk = np.zeros((CHUNK, CHUNK, CHUNK), slab.dtype)
@@ -217,20 +220,38 @@ def _checked(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-def _create(group: zarr.Group, name: str, grid: Grid, dtype: np.dtype[Any]) -> None:
+def _write_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    _write_node(path, {"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+
+
+def _write_array(path: Path, grid: Grid, dtype: np.dtype[Any]) -> None:
     x, y, z = grid.shape
-    group.create_array(
-        name,
-        shape=(z, y, x),
+    shard = {"chunk_shape": [CHUNK, -(-y // CHUNK) * CHUNK, -(-x // CHUNK) * CHUNK]}
+    chunk_grid = {"name": "regular", "configuration": shard}
+    _write_node(path, {**_array_metadata(dtype), "shape": [z, y, x], "chunk_grid": chunk_grid})
+
+
+def _write_node(path: Path, metadata: Mapping[str, Any]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "zarr.json").write_text(json.dumps(metadata, indent=2))
+
+
+@functools.cache
+def _array_metadata(dtype: np.dtype[Any]) -> Mapping[str, Any]:
+    """What Zarr writes of an array. It takes milliseconds, and cases differ in their shapes alone."""
+    nodes: dict[str, Any] = {}
+    zarr.create_array(
+        nodes,
+        shape=(CHUNK, CHUNK, CHUNK),
         dtype=dtype,
         chunks=(CHUNK, CHUNK, CHUNK),
-        shards=(CHUNK, -(-y // CHUNK) * CHUNK, -(-x // CHUNK) * CHUNK),
+        shards=(CHUNK, CHUNK, CHUNK),
         # Zarr's default codecs miss every flipped bit; crc32c names them all.
         compressors=[BloscCodec(cname="lz4", clevel=LEVEL, shuffle=SHUFFLE[dtype]), Crc32cCodec()],
         dimension_names=("z", "y", "x"),
-        # A missing chunk reads as zeros without an error, so every chunk is written.
-        config={"write_empty_chunks": True},
     )
+    metadata: Mapping[str, Any] = json.loads(nodes["zarr.json"].to_bytes())
+    return metadata
 
 
 def _ome(**content: object) -> dict[str, Any]:
