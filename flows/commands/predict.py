@@ -91,15 +91,15 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [[one["image"], one["label"], *(_number(one[name]) for name in COLUMNS)] for one in found]
+    rows = [[one["image"], one["label"], *(_shown(name, one[name]) for name in COLUMNS)] for one in found]
     DATA.print(plain_table(("image", "label", *COLUMNS), rows))
     say("Research software, not a medical device.")
 
 
-def _number(value: float | int | None) -> str:
+def _shown(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 1 else f"{value:.1f}"
+    return str(value) if name == "lesions" else f"{value:.3f}" if name == "burden" else f"{value:.1f}"
 
 
 def _scans(images: Sequence[Path]) -> list[Path]:
