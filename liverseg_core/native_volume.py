@@ -22,7 +22,11 @@ PutPlane = Callable[[int, Float32[np.ndarray, "c y x"]], None]
 
 @contextlib.contextmanager
 def native_volume(
-    path: Path, like: NiftiHeader, orientation: Orientation, kind: type[np.unsignedinteger[Any]], channels: int
+    path: Path,
+    like: NiftiHeader,
+    orientation: Orientation,
+    kind: type[np.unsignedinteger[Any]],
+    channels: int,
 ) -> Iterator[PutPlane]:
     """Write values from 0 to 1 as a volume with the geometry of `like`, of canonical planes in any order.
 

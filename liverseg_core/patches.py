@@ -54,7 +54,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.cases, self.config = cases, config
         self.sampler = PlaceSampler.of(cases, config)
         self.volumes: list[tuple[Any, Any]] = [
-            (StoredVolume.of(case.image), StoredVolume.of(_label(case))) for case in cases
+            (StoredVolume.of(case.image), StoredVolume.of(label_of(case))) for case in cases
         ]
         if sum(image.nbytes + label.nbytes for image, label in self.volumes) <= resident_mb << 20:
             self.volumes = [(image.read().T, label.read().T) for image, label in self.volumes]
@@ -197,7 +197,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _label(case: Case) -> Any:
+def label_of(case: Case) -> Any:
+    """A training case's label; LS371 without one."""
     if case.label is None:
         raise LiversegError(
             "LS371",

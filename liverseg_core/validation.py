@@ -8,7 +8,8 @@ import torch
 
 from liverseg_core.inference import predict_probabilities
 from liverseg_core.model import Model
-from liverseg_core.store import open_case
+from liverseg_core.patches import label_of
+from liverseg_core.store import open_case, read_volume
 
 GROUPS = {"liver": 1, "tumour": 2}
 """Lowest class of each."""
@@ -30,8 +31,8 @@ def validate(model: Model, cases: Sequence[Path], stopped: Sequence[int]) -> tor
         if stopped:
             break
         case = open_case(folder)
-        probabilities = predict_probabilities(model, case.image[...])
-        predicted, actual = probabilities.argmax(0), case.label[...]  # type: ignore[index]
+        predicted = predict_probabilities(model, read_volume(case.image)).argmax(0)
+        actual = read_volume(label_of(case))
         for i, lowest in enumerate(GROUPS.values()):
             found, there = predicted >= lowest, actual >= lowest
             if size := int(np.count_nonzero(found)) + int(np.count_nonzero(there)):

@@ -19,10 +19,12 @@ import torch
 from liverseg_core.checkpoint import load_latest
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
+from liverseg_core.inference import predict_probabilities
 from liverseg_core.losses import one_hot
 from liverseg_core.model import load_model
 from liverseg_core.networks import build_network
 from liverseg_core.optimisation import learning_rate
+from liverseg_core.store import open_case, read_volume
 from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
 from liverseg_core.validation import scores as validation_scores
 from liverseg_core.validation import validate
@@ -294,6 +296,27 @@ def test_validation_is_logged_and_the_best_can_be_chosen(
         found = sum(validation_scores(sums).values()) / 2
         assert found == pytest.approx(best if choose == "best" else scores[40]), choose
     assert best > scores[40]
+
+
+def test_validation_sees_the_patient_as_inference_does(
+    make_job: MakeJob, cases: list[Path], tmp_path: Path
+) -> None:
+    """Volumes are (x, y, z), x fastest, as everywhere; on disk they are the other way round."""
+    model = load_model(trained(make_job, cases, tmp_path), "cpu")
+    sums = validate(model, cases[:1], [])
+    case = open_case(cases[0])
+    assert case.label is not None
+    predicted = predict_probabilities(model, read_volume(case.image)).argmax(0)
+    actual = read_volume(case.label)
+    assert len(set(actual.shape)) == 3, "or a turned volume would fit"
+    for row, lowest in zip(sums.tolist(), (1, 2), strict=True):
+        found, there = predicted >= lowest, actual >= lowest
+        assert row == pytest.approx([2 * (found & there).sum() / (found.sum() + there.sum()), 1])
+
+
+def trained(make_job: MakeJob, cases: list[Path], folder: Path) -> Path:
+    train(make_job(cases, steps=4), folder, silent)
+    return folder
 
 
 def test_training_ends_early_when_nothing_gets_better(
