@@ -29,11 +29,11 @@ from machine import describe
 from monai.inferers import sliding_window_inference
 
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
-from liverseg_core.inference import predict_planes
-from liverseg_core.model import Model, ModelSpec, save_model
-from liverseg_core.networks import build_network
-from liverseg_core.patches import normalise
-from liverseg_core.predict_scan import Wanted, predict_scan
+from liverseg_core.inference.inference import predict_planes
+from liverseg_core.inference.predict_scan import Wanted, predict_scan
+from liverseg_core.models.intensity import normalise
+from liverseg_core.models.model import Model, ModelSpec, save_model
+from liverseg_core.models.networks import build_network
 
 RESULT = Path(__file__).parent / "results" / "inference.json"
 WINDOW_HU = (-200.0, 300.0)

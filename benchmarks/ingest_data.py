@@ -13,8 +13,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from liverseg_core.phantom import phantom_case
-from liverseg_core.source import CaseSource, open_source
+from liverseg_core.phantom.dataset import phantom_case
+from liverseg_core.sources.source import CaseSource, open_source
 
 REAL = Path(os.environ.get("LIVERSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LIDC = REAL / "lidc0314_lower" / "lidc0314_lower110_ct.nii.gz"

@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 from peers_environment import python_of, run_in
 
-from liverseg_core.geometry import Grid, resampled_grid
-from liverseg_core.resample import resample_image
+from liverseg_core.volumes.geometry import Grid, resampled_grid
+from liverseg_core.volumes.resample import resample_image
 
 Row = dict[str, Any]
 Points = np.ndarray[Any, np.dtype[np.float64]]

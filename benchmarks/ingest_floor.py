@@ -17,13 +17,13 @@ from ingest_data import SMALL, fine, full_size, prepared
 from isal import igzip
 from peers.meter import status_mb
 
-from liverseg_core.artifact import Artifact
+from liverseg_core.artifacts.artifact import Artifact
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import case_slabs, ingest_case, open_scans, plan_target, survey_case
+from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.store import CaseWriter
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import case_slabs, ingest_case, open_scans, plan_target, survey_case
-from liverseg_core.label_survey import LabelSurvey
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import CaseSource
-from liverseg_core.store import CaseWriter
+from liverseg_core.sources.source import CaseSource
 
 Row = dict[str, Any]
 Slab = tuple[int, Any, Any]

@@ -12,7 +12,7 @@ from typing import Any
 from ingest_data import SMALL, bytes_below, files_of, prepared
 from peers_environment import PEERS, python_of, run_in
 
-from liverseg_core.source import CaseSource
+from liverseg_core.sources.source import CaseSource
 
 Row = dict[str, Any]
 OURS = "liverseg"

@@ -19,11 +19,11 @@ import psutil  # type: ignore[import-untyped]
 from ingest_data import SMALL, bytes_below, full_size, pack, prepared
 
 from flows.runners import DaskRunner, open_runner
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import ComputeConfig, IngestConfig, RemoteConfig
 from liverseg_core.environment import environment
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import CaseSource, open_source
+from liverseg_core.sources.source import CaseSource, open_source
 
 Row = dict[str, Any]
 WORKERS = (1, 2, 4)

@@ -25,8 +25,8 @@ from peers_environment import run_in
 from scipy import ndimage
 
 from liverseg_core.arrays import Label
-from liverseg_core.overlap import union_box
-from liverseg_core.phantom import phantom_case
+from liverseg_core.evaluation.overlap import union_box
+from liverseg_core.phantom.dataset import phantom_case
 
 RESULT = Path(__file__).parent / "results" / "measures.json"
 SIZE = (512, 512, 400)

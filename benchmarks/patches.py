@@ -31,12 +31,12 @@ import numpy as np
 from machine import describe
 from peers_environment import python_of, run_in
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.cases.store import open_case
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import open_source
-from liverseg_core.store import open_case
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import open_source
 
 RESULT = Path(__file__).parent / "results" / "patches.json"
 PHANTOM = PhantomSpec(cases=2, unlabelled=0, size=(300, 300, 250))

@@ -26,14 +26,14 @@ from typing import Any
 from isal import igzip
 from machine import describe
 
-from liverseg_core.artifact import Facts, make_manifest
-from liverseg_core.case_index import remember
+from liverseg_core.artifacts.artifact import Facts, make_manifest
+from liverseg_core.artifacts.case_index import remember
+from liverseg_core.artifacts.local_store import LocalStore, open_store
+from liverseg_core.artifacts.produce import Store
+from liverseg_core.cases.ingest import case_recipe
 from liverseg_core.config import IngestConfig, StorageConfig
-from liverseg_core.ingest import case_recipe
-from liverseg_core.local_store import LocalStore, open_store
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.produce import Store
-from liverseg_core.source import CaseSource, open_source
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import CaseSource, open_source
 from liverseg_core.stages import INGEST
 
 RESULT = Path(__file__).parent / "results" / "resume.json"
@@ -69,7 +69,7 @@ def write_source(path: Path, cases: int) -> None:
 
 def real_facts(folder: Path) -> Facts:
     """What a real ingest of a phantom case finds."""
-    from liverseg_core.ingest import ingest_case
+    from liverseg_core.cases.ingest import ingest_case
 
     tar = folder / "phantom.tar"
     write_phantom_tar(tar, PhantomSpec(cases=1, unlabelled=0, size=(64, 64, 40)))

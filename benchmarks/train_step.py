@@ -24,13 +24,13 @@ from peers_environment import python_of, run_in
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.settings import load_settings
-from liverseg_core import resenc
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import IngestConfig, TrainConfig
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.networks import build_network, network_class
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import open_source
+from liverseg_core.models import resenc
+from liverseg_core.models.networks import build_network, network_class
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import open_source
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 SMALL = {

@@ -1,6 +1,6 @@
 """Every stage's word, folder and version. Raise a version when the same inputs would give other bytes."""
 
-from liverseg_core.artifact import Stage
+from liverseg_core.artifacts.artifact import Stage
 
 NETWORK_LIBRARIES = ("monai", "torch", "torchio")
 

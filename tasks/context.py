@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from liverseg_core.artifacts.local_store import LocalStore, open_store
+from liverseg_core.artifacts.produce import Store
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from liverseg_core.local_store import LocalStore, open_store
-from liverseg_core.produce import Store
 from liverseg_core.runners import Runner
 from liverseg_core.stages import INGEST
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, digest_json
-from liverseg_core.produce import produce
+from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.stages import EVALUATE, POOL, TRAIN, UNITE
 from tasks.context import Context, Record
 from tasks.stage import stage_task
@@ -45,7 +45,7 @@ def ensemble(context: Context, folds: Sequence[Fold]) -> Record:
     inputs = {"model": model.key, "evaluations": scored}
 
     def pool(path: Path) -> Facts:
-        from liverseg_core.evaluate import pool as pool_scores
+        from liverseg_core.evaluation.evaluate import pool as pool_scores
 
         return pool_scores([context.store.fetch(EVALUATE, key) for key in scored], config, path)
 
@@ -74,7 +74,7 @@ def ensemble(context: Context, folds: Sequence[Fold]) -> Record:
 
 
 def _unite(context: Context, members: Sequence[str], folder: Path) -> Facts:
-    from liverseg_core.ensemble import combine
+    from liverseg_core.models.ensemble import combine
 
     return combine([context.store.fetch(TRAIN, key) for key in members], folder)
 

@@ -3,8 +3,8 @@
 import functools
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe
-from liverseg_core.produce import produce
+from liverseg_core.artifacts.artifact import Facts, Recipe
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.stages import EVALUATE, TRAIN
 from tasks.context import Context, Record, fetch_cases
 from tasks.stage import stage_task
@@ -21,8 +21,8 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
     recipe = Recipe(EVALUATE, settings.evaluate.canonical(), inputs)
 
     def make(staging: Path) -> Facts:
-        from liverseg_core.evaluate import evaluate as score
-        from liverseg_core.model import load_model
+        from liverseg_core.evaluation.evaluate import evaluate as score
+        from liverseg_core.models.model import load_model
 
         network = load_model(context.store.fetch(TRAIN, model["key"]), settings.compute.device)
         cases = fetch_cases(context, validation)

@@ -19,10 +19,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
 
-from liverseg_core.artifact import Artifact, load, verify
+from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.errors import LiversegError
-from liverseg_core.learning_curves import learning_curves_png
 from liverseg_core.provenance import library_versions
+from liverseg_core.training.learning_curves import learning_curves_png
 from tasks.registry import (
     DICE,
     DIGEST,
@@ -65,7 +65,7 @@ class Registration:
         name: The registered model.
         model: Folder with `model.safetensors` and `model.json`.
         evaluation: Folder with the evaluation's tables and `pictures/`.
-        summary: What `liverseg_core.measures.summarise` gave.
+        summary: What `liverseg_core.evaluation.measures.summarise` gave.
         validation: Digest of the case keys that it was measured on.
         data_key: The data version it was trained on, at most 36 characters.
         tolerance: How much lower the mean Dice may be than the champion's.

@@ -10,9 +10,9 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
-from liverseg_core.model import WEIGHTS, Model, load_model
-from liverseg_core.nifti import Volume, decode, read_nifti
-from liverseg_core.predict import segment
+from liverseg_core.inference.predict import segment
+from liverseg_core.models.model import WEIGHTS, Model, load_model
+from liverseg_core.volumes.nifti import Volume, decode, read_nifti
 from tasks.tracking import PythonModel, set_model
 
 

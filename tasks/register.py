@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from liverseg_core.artifact import Facts, Recipe, digest_json
-from liverseg_core.produce import produce
+from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.provenance import git_commit
 from liverseg_core.stages import EVALUATE, REGISTER, TRAIN
 from tasks.context import Context, Record

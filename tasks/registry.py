@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from liverseg_core.artifact import digest_json
+from liverseg_core.artifacts.artifact import digest_json
 from liverseg_core.errors import LiversegError
 from tasks.tracking import Tracking, service
 

@@ -1,7 +1,7 @@
 """Split: the stored cases into training, validation and unlabelled."""
 
-from liverseg_core.ingest import CaseRecord
-from liverseg_core.split import split_cases
+from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.split import split_cases
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 

@@ -15,7 +15,7 @@ def stage_task(stage: Callable[..., Record]) -> Callable[..., Record]:
     """Make a stage function a Prefect task of the same name; finding its artifact shows as Cached."""
 
     # Prefect's own cache is off: its key holds the run id, it serves stale results after a changed helper and
-    # unpickles what it finds. The store decides what is cached (liverseg_core/artifact.py).
+    # unpickles what it finds. The store decides what is cached (liverseg_core/artifacts/artifact.py).
     @task(name=stage.__name__, description=stage.__doc__, cache_policy=NO_CACHE, persist_result=False)
     def run(context: Context, *inputs: Any) -> Any:
         record = stage(context, *inputs)

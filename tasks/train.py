@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from liverseg_core.artifact import Facts, Recipe, digest_json
+from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.errors import Interrupted, LiversegError
-from liverseg_core.produce import produce
 from liverseg_core.stages import TRAIN
 from tasks.context import Context, Record, fetch_cases
 from tasks.model_reference import resolve_model, weights_digest
@@ -54,8 +54,8 @@ class _Making:
 def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     context.report.progress("train", 0, context.settings.train.steps)
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
-    from liverseg_core.train import HISTORY, TrainJob
-    from liverseg_core.train import train as fit
+    from liverseg_core.training.train import HISTORY, TrainJob
+    from liverseg_core.training.train import train as fit
     from tasks.tracking import MetricLog, finish_run
 
     settings, training = context.settings, dataset["training"]

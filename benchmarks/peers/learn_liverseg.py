@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from step_meter import cpu_s
 
-from liverseg_core.checkpoint import load_latest
 from liverseg_core.config import ComputeConfig, EvaluateConfig, IngestConfig, TrainConfig
-from liverseg_core.model import Model, ModelSpec
-from liverseg_core.networks import build_network
-from liverseg_core.nifti import read_nifti, write_label
-from liverseg_core.predict import segment
-from liverseg_core.train import TrainJob, train
+from liverseg_core.inference.predict import segment
+from liverseg_core.models.model import Model, ModelSpec
+from liverseg_core.models.networks import build_network
+from liverseg_core.training.checkpoint import load_latest
+from liverseg_core.training.train import TrainJob, train
+from liverseg_core.volumes.nifti import read_nifti, write_label
 
 PROBE = 12
 

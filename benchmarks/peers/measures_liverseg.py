@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from meter import status_mb
 
-from liverseg_core.measures import score_case
+from liverseg_core.evaluation.measures import score_case
 
 
 def main(folder: Path) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from meter import meter
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import CaseSource, Member
+from liverseg_core.sources.source import CaseSource, Member
 
 
 def work(files: list[Path], folder: Path) -> Iterator[str]:

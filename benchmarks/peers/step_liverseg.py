@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from step_meter import measure
 
-from liverseg_core import train as loop
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
-from liverseg_core.distributed_training import World
-from liverseg_core.interruption import repeatable
-from liverseg_core.losses import build_loss
-from liverseg_core.train_job import TrainJob
-from liverseg_core.training_state import begin
+from liverseg_core.training import train as loop
+from liverseg_core.training.distributed_training import World
+from liverseg_core.training.interruption import repeatable
+from liverseg_core.training.losses import build_loss
+from liverseg_core.training.train_job import TrainJob
+from liverseg_core.training.training_state import begin
 
 
 def main(request: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from flows.console import plain_table, say
-from liverseg_core.data_report import HEADINGS, MEANING, CaseRow, cells
+from liverseg_core.cases.data_report import HEADINGS, MEANING, CaseRow, cells
 
 SHOWN = 1000
 """Rows that a person may still look through."""

@@ -11,15 +11,15 @@ import typer
 from flows.commands.case_table import case_table, say_flags
 from flows.commands.options import Config, Dask, Json, Overrides, Workers, all_overrides, print_json
 from flows.console import DATA, TALK, say, watching
-from liverseg_core.artifact import Facts
+from liverseg_core.artifacts.artifact import Facts
+from liverseg_core.cases.data_report import CaseRow, describe
 from liverseg_core.config import RemoteConfig, Settings
-from liverseg_core.data_report import CaseRow, describe
 from liverseg_core.errors import ExitCode, LiversegError
 from tasks.context import Report
 
 if TYPE_CHECKING:  # they take a while to import
     from liverseg_core.runners import Outcome
-    from liverseg_core.source import CaseSource, Source
+    from liverseg_core.sources.source import CaseSource, Source
 
 Result = TypeVar("Result")
 
@@ -38,7 +38,7 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 0,
 ) -> None:
     """Write a Decathlon tar of made-up abdomens with livers and tumours."""
-    from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+    from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 
     try:
         x, y, z = (int(part) for part in size.split(","))
@@ -69,8 +69,8 @@ def verify(
 ) -> None:
     """Check a dataset without writing anything: every scan and label is read whole."""
     from flows.settings import load_settings
-    from liverseg_core.source import open_source
-    from liverseg_core.spacing_overrides import override_spacings
+    from liverseg_core.sources.source import open_source
+    from liverseg_core.sources.spacing_overrides import override_spacings
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
     if page:
@@ -95,9 +95,9 @@ def verify(
 def _verified(dataset: "Source", settings: Settings, page: Path | None) -> list[CaseRow]:
     """A row a case, also on the page where one is asked for."""
     from flows.runners import open_runner
-    from liverseg_core.case_picture import draw_case
-    from liverseg_core.data_page import data_page
-    from liverseg_core.verify import verify_case
+    from liverseg_core.cases.case_picture import draw_case
+    from liverseg_core.cases.data_page import data_page
+    from liverseg_core.cases.verify import verify_case
 
     with watching() as report, open_runner(settings.compute) as runner:
         work = functools.partial(verify_case, config=settings.ingest, memory_limit=runner.memory_per_task)
@@ -138,8 +138,8 @@ def _write(page: Path, text: str, mode: Literal["a", "w"] = "w") -> None:
 
 
 def _checked_md5(source: str, expected: str | None, options: RemoteConfig) -> str:
-    from liverseg_core.files import checksum
-    from liverseg_core.source import check_md5, locate, published_md5
+    from liverseg_core.sources.files import checksum
+    from liverseg_core.sources.source import check_md5, locate, published_md5
 
     file, _ = locate(source, options)
     with watching() as report:

@@ -14,9 +14,9 @@ import typer
 from flows.commands.options import Config, Json, Store, print_json
 from flows.console import DATA, plain_table, say
 from flows.settings import RECIPES, load_settings
+from liverseg_core.artifacts.local_store import open_store
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from liverseg_core.local_store import open_store
 from liverseg_core.provenance import git_commit
 from liverseg_core.stages import STAGES
 from tasks.context import require_tracking
@@ -156,7 +156,7 @@ def _check_store(settings: Settings) -> str:
 
 
 def _check_device(settings: Settings) -> str:
-    from liverseg_core.model import pick_device
+    from liverseg_core.models.model import pick_device
 
     return f"{pick_device(settings.compute.device)}, {os.cpu_count()} cores"
 

@@ -26,7 +26,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score labels against labels: overlap, surfaces in mm, lesions found, volumes, tumour burden."""
-    from liverseg_core.score import score as score_paths
+    from liverseg_core.evaluation.score import score as score_paths
 
     with watching() as report:
         result = score_paths(prediction, reference, functools.partial(report.progress, "score"))

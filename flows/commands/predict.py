@@ -61,7 +61,7 @@ def predict(
 
     folder = resolve_model(load_settings(config, store=store), model)
     from flows.runners import open_runner
-    from liverseg_core.predict_scan import Wanted, predict_scan
+    from liverseg_core.inference.predict_scan import Wanted, predict_scan
 
     wanted = [
         Wanted(target.scan.absolute(), target.label.absolute(), probabilities, uncertainty)

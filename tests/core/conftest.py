@@ -16,12 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from liverseg_core.cases.store import CHUNK, CaseWriter
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.geometry import Grid
-from liverseg_core.source import CaseSource, Member
-from liverseg_core.store import CHUNK, CaseWriter
-from liverseg_core.train_job import TrainJob
+from liverseg_core.sources.source import CaseSource, Member
+from liverseg_core.training.train_job import TrainJob
+from liverseg_core.volumes.geometry import Grid
 
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from liverseg_core.artifact import Artifact, Recipe, Stage, load, verify
+from liverseg_core.artifacts.artifact import Artifact, Recipe, Stage, load, verify
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import ExitCode, LiversegError
-from liverseg_core.local_store import LocalStore
-from liverseg_core.produce import produce
 from liverseg_core.provenance import library_versions
 
 PLAIN = Stage("plain", "plains", version=1)
@@ -138,9 +138,9 @@ def test_a_crash_at_any_commit_point(
 MAKER = """
 import sys, time
 from pathlib import Path
-from liverseg_core.artifact import Recipe, Stage
-from liverseg_core.local_store import LocalStore
-from liverseg_core.produce import produce
+from liverseg_core.artifacts.artifact import Recipe, Stage
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.artifacts.produce import produce
 from liverseg_core.durable import write_atomically
 def make(folder):
     print("making", flush=True)

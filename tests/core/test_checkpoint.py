@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from liverseg_core.checkpoint import (
+from liverseg_core.errors import LiversegError
+from liverseg_core.training.checkpoint import (
     BEST,
     Checkpoint,
     load_best,
@@ -19,7 +20,6 @@ from liverseg_core.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from liverseg_core.errors import LiversegError
 
 
 def write(folder: Path, *steps: int) -> list[Path]:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from liverseg_core import store
-from liverseg_core.chunk_reader import StoredVolume, read_box
-from liverseg_core.store import Case, open_case
+from liverseg_core.cases import store
+from liverseg_core.cases.chunk_reader import StoredVolume, read_box
+from liverseg_core.cases.store import Case, open_case
 
 SHAPE = (150, 70, 140)
 """Chunks: three along x, two along y, three along z."""

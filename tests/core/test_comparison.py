@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from liverseg_core import comparison
-from liverseg_core.comparison import Comparison, compare, scores_of
+from liverseg_core.evaluation import comparison
+from liverseg_core.evaluation.comparison import Comparison, compare, scores_of
 
 
 def scores(values: np.ndarray) -> dict[str, float | None]:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.data_report import MEANING, describe
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import IngestConfig
-from liverseg_core.data_report import MEANING, describe
-from liverseg_core.ingest import ingest_case
-from liverseg_core.label_survey import LabelSurvey
-from liverseg_core.local_store import LocalStore
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import open_source
-from liverseg_core.verify import verify_case
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import open_source
 
 
 def surveyed(label: np.ndarray) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 
 from liverseg_core.config import ComputeConfig
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
-from liverseg_core.model import load_model
-from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
+from liverseg_core.models.model import load_model
+from liverseg_core.training.train import CHECKPOINTS, HISTORY, TrainJob, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = ComputeConfig(device="cpu", processes=2)
@@ -96,7 +96,7 @@ def test_under_torchrun_and_in_parts(job_of: Callable[..., TrainJob], tmp_path: 
     request.write_text(json.dumps(job_of(accumulate=2, **changes).plain(two)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [sys.executable, *command, "-m", "liverseg_core.train_worker", str(request)],
+        [sys.executable, *command, "-m", "liverseg_core.training.train_worker", str(request)],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_other_and_the_rerun_goes_on(
 
 def workers() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "liverseg_core.train_worker" in child.cmdline()]
+    return [child for child in children if "liverseg_core.training.train_worker" in child.cmdline()]
 
 
 def test_a_signal_stops_all_after_one_step(job_of: Callable[..., TrainJob], tmp_path: Path) -> None:

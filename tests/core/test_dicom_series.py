@@ -13,11 +13,11 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from liverseg_core.config import IngestConfig, NetworkConfig
-from liverseg_core.dicom_series import CT, read_series
 from liverseg_core.errors import LiversegError
-from liverseg_core.model import ModelSpec, save_model
-from liverseg_core.networks import build_network
-from liverseg_core.predict_scan import Wanted, predict_scan
+from liverseg_core.inference.dicom_series import CT, read_series
+from liverseg_core.inference.predict_scan import Wanted, predict_scan
+from liverseg_core.models.model import ModelSpec, save_model
+from liverseg_core.models.networks import build_network
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CANARY = "Canary^Patient"

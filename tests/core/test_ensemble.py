@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.split import draw_folds, split_cases
 from liverseg_core.config import IngestConfig, NetworkConfig, SplitConfig
-from liverseg_core.ensemble import combine
-from liverseg_core.ingest import CaseRecord
-from liverseg_core.local_store import LocalStore
-from liverseg_core.model import ModelSpec, load_model, save_model
-from liverseg_core.networks import build_network
-from liverseg_core.split import draw_folds, split_cases
+from liverseg_core.models.ensemble import combine
+from liverseg_core.models.model import ModelSpec, load_model, save_model
+from liverseg_core.models.networks import build_network
 
 NETWORK = NetworkConfig(channels=(4, 8), residual_units=0)
 

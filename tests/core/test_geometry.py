@@ -12,8 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.cases.store import Case, open_case, read_volume
 from liverseg_core.config import IngestConfig
-from liverseg_core.geometry import (
+from liverseg_core.sources.source import open_source
+from liverseg_core.volumes.geometry import (
     MAX_VOXELS,
     Grid,
     axis_maps,
@@ -21,10 +25,6 @@ from liverseg_core.geometry import (
     corner_distance_mm,
     resampled_grid,
 )
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import open_source
-from liverseg_core.store import Case, open_case, read_volume
 
 CODES = [
     "".join(codes)

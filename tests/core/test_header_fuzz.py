@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
+from liverseg_core.cases.ingest import plan_target, survey_case
+from liverseg_core.cases.memory import ingest_bytes
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.geometry import MAX_VOXELS
-from liverseg_core.ingest import plan_target, survey_case
-from liverseg_core.memory import ingest_bytes
-from liverseg_core.nifti_header import MAX_EXTENSION, NiftiHeader, parse_header
+from liverseg_core.volumes.geometry import MAX_VOXELS
+from liverseg_core.volumes.nifti_header import MAX_EXTENSION, NiftiHeader, parse_header
 
 HEADERS = int(os.environ.get("LIVERSEG_FUZZ_HEADERS", "20000"))
 FILES = int(os.environ.get("LIVERSEG_FUZZ_FILES", "600"))

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from isal import igzip
 
-from liverseg_core.artifact import Artifact
-from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import (
+from liverseg_core.artifacts.artifact import Artifact
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import (
     _kept,
     case_recipe,
     image_planes,
@@ -26,10 +26,10 @@ from liverseg_core.ingest import (
     plan_target,
     record,
 )
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import CaseSource
-from liverseg_core.store import open_case, read_volume
-from liverseg_core.verify import verify_case
+from liverseg_core.cases.store import open_case, read_volume
+from liverseg_core.cases.verify import verify_case
+from liverseg_core.config import IngestConfig
+from liverseg_core.sources.source import CaseSource
 
 
 @pytest.fixture
@@ -305,9 +305,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.source import open_source
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.sources.source import open_source
 
 def megabytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from liverseg_core.learning_curves import learning_curves_png
+from liverseg_core.training.learning_curves import learning_curves_png
 
 PATCHES = {"loss": 1.0, "dice_liver": 0.5, "dice_tumour": 0.2}
 HELD_OUT = {"validation_dice_liver": 0.6}

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from liverseg_core.lesion_matching import find_lesions, match_lesions
-from liverseg_core.lesions import CRITERIA, SIZES, Detection, Lesions, Match
-from liverseg_core.surface import surface_distances
+from liverseg_core.evaluation.lesion_matching import find_lesions, match_lesions
+from liverseg_core.evaluation.lesions import CRITERIA, SIZES, Detection, Lesions, Match
+from liverseg_core.evaluation.surface import surface_distances
 
 VOXEL_MM = (0.5, 0.8, 2.5)
 MASKS = hnp.arrays(np.bool_, st.just((5, 4, 5)))

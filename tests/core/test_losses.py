@@ -5,7 +5,7 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss
 
 from liverseg_core.config import TrainConfig
-from liverseg_core.losses import build_loss, count, means, one_hot, soft_dice
+from liverseg_core.training.losses import build_loss, count, means, one_hot, soft_dice
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from liverseg_core import overlap as overlap_module
 from liverseg_core.errors import LiversegError
-from liverseg_core.lesion_matching import find_lesions
-from liverseg_core.measures import (
+from liverseg_core.evaluation import overlap as overlap_module
+from liverseg_core.evaluation.lesion_matching import find_lesions
+from liverseg_core.evaluation.measures import (
     GROUPS,
     MEASURES,
     BurdenError,
@@ -28,8 +28,8 @@ from liverseg_core.measures import (
     score_case,
     summarise,
 )
-from liverseg_core.score import score
-from liverseg_core.surface import surface_distances
+from liverseg_core.evaluation.score import score
+from liverseg_core.evaluation.surface import surface_distances
 
 VOXEL_MM = (0.5, 0.8, 2.5)  # 1 mm³, so that 1,000 voxels are 1 ml
 LABELS = hnp.arrays(np.uint8, st.just((4, 3, 5)), elements=st.integers(0, 2))

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from isal import igzip
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case, memory_needed, open_scans, plan_target, survey_case
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.ingest import ingest_case, memory_needed, open_scans, plan_target, survey_case
-from liverseg_core.local_store import LocalStore
 
 MEASURE = """
 import json, os, sys
 from pathlib import Path
 from liverseg_core.config import IngestConfig
-from liverseg_core.local_store import LocalStore
-from liverseg_core.ingest import ingest_case, memory_needed, open_scans, plan_target
-from liverseg_core.source import open_source
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case, memory_needed, open_scans, plan_target
+from liverseg_core.sources.source import open_source
 
 def bytes_of(field):
     lines = Path("/proc/self/status").read_text().splitlines()

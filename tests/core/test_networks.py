@@ -7,7 +7,7 @@ import torch
 
 from liverseg_core.config import NetworkConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.networks import build_network, check_patch_size
+from liverseg_core.models.networks import build_network, check_patch_size
 
 SMALL = {
     "unet": NetworkConfig(channels=(4, 8)),

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_core.errors import LiversegError
-from liverseg_core.geometry import resampled_grid
-from liverseg_core.nifti import as_hu, as_label, decode, open_scan, write_label
+from liverseg_core.volumes.geometry import resampled_grid
+from liverseg_core.volumes.nifti import as_hu, as_label, decode, open_scan, write_label
 
 SHAPE = (5, 4, 3)
 DATA = np.arange(60, dtype=np.int16).reshape(SHAPE)

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_core import phantom_case as scanner
 from liverseg_core.errors import LiversegError
-from liverseg_core.phantom import PhantomSpec, phantom_case, write_phantom_tar
-from liverseg_core.phantom_shapes import Ellipsoid, Grid, Texture, centred_axes
+from liverseg_core.phantom import case as scanner
+from liverseg_core.phantom.dataset import PhantomSpec, phantom_case, write_phantom_tar
+from liverseg_core.phantom.shapes import Ellipsoid, Grid, Texture, centred_axes
 
 SMALL = (40, 40, 24)
 CASES = range(16)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from liverseg_core.config import EvaluateConfig
-from liverseg_core.findings import findings
-from liverseg_core.postprocess import RULES, best_rules, postprocess, worth_of_rules
+from liverseg_core.inference.findings import findings
+from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
 
 SPACING = (1.0, 2.0, 5.0)
 """A voxel is 0.01 ml."""

@@ -9,10 +9,10 @@ import torch
 import torchio as tio
 from scipy.stats import chi2_contingency
 
+from liverseg_core.cases.store import open_case
 from liverseg_core.config import AugmentConfig, ComputeConfig, TrainConfig
-from liverseg_core.patches import PatchDataset, patch_stream
-from liverseg_core.queue_loader import augmentations, build_queue
-from liverseg_core.store import open_case
+from liverseg_core.training.patches import PatchDataset, patch_stream
+from liverseg_core.training.queue_loader import augmentations, build_queue
 
 SHAPE = (28, 26, 24)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from flows.settings import load_settings
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import ComputeConfig, IngestConfig, Settings
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.model import load_model
-from liverseg_core.networks import build_network, check_patch_size
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import open_source
-from liverseg_core.train import TrainJob, train
+from liverseg_core.models.model import load_model
+from liverseg_core.models.networks import build_network, check_patch_size
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import open_source
+from liverseg_core.training.train import TrainJob, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPES = ("phantom", "unet", "ahnet", "resenc")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liverseg_core import http_ranges, index_cache, remote, source
+from liverseg_core.cases.ingest import case_recipe
 from liverseg_core.config import IngestConfig, RemoteConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.files import checksum
-from liverseg_core.http_ranges import shown
-from liverseg_core.ingest import case_recipe
-from liverseg_core.source import Published, Source, locate, open_source
+from liverseg_core.sources import http_ranges, index_cache, remote, source
+from liverseg_core.sources.files import checksum
+from liverseg_core.sources.http_ranges import shown
+from liverseg_core.sources.source import Published, Source, locate, open_source
 
 HERE = RemoteConfig(allowed_hosts=("127.0.0.1",), attempts=3, backoff_s=0.001, timeout_s=0.2)
 

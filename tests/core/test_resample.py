@@ -9,8 +9,8 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liverseg_core.geometry import Grid, axis_maps, canonical_orientation, resampled_grid
-from liverseg_core.resample import resample_image, resample_label, resample_probabilities
+from liverseg_core.volumes.geometry import Grid, axis_maps, canonical_orientation, resampled_grid
+from liverseg_core.volumes.resample import resample_image, resample_label, resample_probabilities
 
 SHAPE = (19, 16, 13)
 AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.9, 0, 30], [0, 0, 2.5, 100], [0, 0, 0, 1.0]])

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from liverseg_core import checkpoint, validation
 from liverseg_core.durable import PART
 from liverseg_core.errors import Interrupted
-from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
+from liverseg_core.training import checkpoint, validation
+from liverseg_core.training.train import CHECKPOINTS, HISTORY, TrainJob, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STOPS = int(os.environ.get("LIVERSEG_STOPS", "5"))

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from liverseg_core import s3_lease, s3_objects, s3_store, s3_transfer
-from liverseg_core.artifact import Artifact, Recipe, Stage, load, verify
-from liverseg_core.case_index import INDEX, remember, stored_facts
+from liverseg_core.artifacts import s3_lease, s3_objects, s3_store, s3_transfer
+from liverseg_core.artifacts.artifact import Artifact, Recipe, Stage, load, verify
+from liverseg_core.artifacts.case_index import INDEX, remember, stored_facts
+from liverseg_core.artifacts.local_store import LocalStore, open_store
+from liverseg_core.artifacts.produce import produce
+from liverseg_core.artifacts.s3_store import S3Store
 from liverseg_core.config import StorageConfig
-from liverseg_core.local_store import LocalStore, open_store
-from liverseg_core.produce import produce
-from liverseg_core.s3_store import S3Store
 from liverseg_core.stages import INGEST
 
 PLAIN = Stage("plain", "plains", version=1)
@@ -254,9 +254,9 @@ def test_damage_in_the_bucket_is_named(
 
 HOLDER = """
 import sys
-from liverseg_core.artifact import Stage
+from liverseg_core.artifacts.artifact import Stage
 from liverseg_core.config import StorageConfig
-from liverseg_core.s3_store import S3Store
+from liverseg_core.artifacts.s3_store import S3Store
 store = S3Store(sys.argv[1], StorageConfig(endpoint=sys.argv[2], copies=sys.argv[3]))
 print(store.fetch(Stage("plain", "plains", version=1), sys.argv[4]), flush=True)
 sys.stdin.read()

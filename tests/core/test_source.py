@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
+from liverseg_core.cases.ingest import case_recipe
 from liverseg_core.config import IngestConfig
-from liverseg_core.ingest import case_recipe
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import Source, open_source
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import Source, open_source
 
 JUNK = {"T/._dataset.json": b"x", "T/imagesTr/._a.nii.gz": b"x", "T/.DS_Store": b"x", "__MACOSX/T/a": b"x"}
 

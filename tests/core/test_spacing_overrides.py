@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.data_report import describe
+from liverseg_core.cases.ingest import case_recipe, ingest_case, record
+from liverseg_core.cases.store import open_case
+from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
-from liverseg_core.data_report import describe
-from liverseg_core.evaluate import evaluate
-from liverseg_core.ingest import case_recipe, ingest_case, record
-from liverseg_core.local_store import LocalStore
-from liverseg_core.model import Model, ModelSpec
-from liverseg_core.networks import build_network
-from liverseg_core.source import Source
-from liverseg_core.spacing_overrides import override_spacings
-from liverseg_core.store import open_case
-from liverseg_core.verify import verify_case
+from liverseg_core.evaluation.evaluate import evaluate
+from liverseg_core.models.model import Model, ModelSpec
+from liverseg_core.models.networks import build_network
+from liverseg_core.sources.source import Source
+from liverseg_core.sources.spacing_overrides import override_spacings
 
 TRUE = (1.5, 2.0, 2.5)
 HEADER = "case,x,y,z\n"

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from liverseg_core.artifact import Artifact
+from liverseg_core.artifacts.artifact import Artifact
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.split import draw_validation, split_cases
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.ingest import CaseRecord
-from liverseg_core.local_store import LocalStore
-from liverseg_core.split import draw_validation, split_cases
 
 
 def records(count: int, unlabelled: int = 0) -> list[CaseRecord]:

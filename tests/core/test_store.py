@@ -11,12 +11,12 @@ import zarr
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
-from liverseg_core.artifact import Artifact, load, verify
+from liverseg_core.artifacts.artifact import Artifact, load, verify
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.cases.store import CHUNK, IMAGE, open_case, read_box, read_volume, slabs
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.store import CHUNK, IMAGE, open_case, read_box, read_volume, slabs
 
 SHAPE = (70, 40, 66)
 """Two chunks along x and z, one along y."""
@@ -165,7 +165,7 @@ def test_damage_is_named_before_use(stored: Artifact, how: str) -> None:
 
 def test_a_large_chunk_file_s_own_checksums_count(stored: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """What opening does not read whole, the chunk checksums name on reading."""
-    monkeypatch.setattr("liverseg_core.store.SMALL_FILE", 0)
+    monkeypatch.setattr("liverseg_core.cases.store.SMALL_FILE", 0)
     rng = np.random.default_rng(1)
     chunk = stored.path / IMAGE / "0" / "c" / "0" / "0" / "0"
     whole = chunk.read_bytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from liverseg_core.surface import SurfaceDistances, surface, surface_distances
+from liverseg_core.evaluation.surface import SurfaceDistances, surface, surface_distances
 
 VOXEL_MM = (0.5, 0.8, 2.5)
 SPACINGS = st.tuples(*[st.sampled_from([0.557, 0.7, 0.8, 1.0, 1.25, 2.5, 5.0])] * 3)

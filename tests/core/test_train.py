@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from liverseg_core.checkpoint import load_latest
+from liverseg_core.cases.store import open_case, read_volume
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import Interrupted, LiversegError
-from liverseg_core.inference import predict_probabilities
-from liverseg_core.losses import one_hot
-from liverseg_core.model import load_model
-from liverseg_core.networks import build_network
-from liverseg_core.optimisation import learning_rate
-from liverseg_core.store import open_case, read_volume
-from liverseg_core.train import CHECKPOINTS, HISTORY, TrainJob, train
-from liverseg_core.validation import scores as validation_scores
-from liverseg_core.validation import validate
+from liverseg_core.inference.inference import predict_probabilities
+from liverseg_core.models.model import load_model
+from liverseg_core.models.networks import build_network
+from liverseg_core.training.checkpoint import load_latest
+from liverseg_core.training.losses import one_hot
+from liverseg_core.training.optimisation import learning_rate
+from liverseg_core.training.train import CHECKPOINTS, HISTORY, TrainJob, train
+from liverseg_core.training.validation import scores as validation_scores
+from liverseg_core.training.validation import validate
 
 MakeJob = Callable[..., TrainJob]
 STEPS = 6
@@ -175,7 +175,7 @@ def test_real_kill_9(make_job: MakeJob, cases: list[Path], whole: Path, tmp_path
     script = f"""
 import sys; sys.path[:0] = {sys.path!r}
 import time; import torch; from pathlib import Path; torch.set_num_threads(1)
-from liverseg_core.config import *; from liverseg_core.train import *
+from liverseg_core.config import *; from liverseg_core.training.train import *
 job = TrainJob([Path(p) for p in {[str(c) for c in cases]!r}],
     TrainConfig.model_validate_json({make_job(cases).config.model_dump_json()!r}),
     IngestConfig(), ComputeConfig(device="cpu"), "data",

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.evaluate import RAW, WORTHS, evaluate, pool
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.model import INFERENCE, Model, ModelSpec
-from liverseg_core.nifti import decode
-from liverseg_core.postprocess import RULES, postprocess
-from liverseg_core.predict import segment
+from liverseg_core.evaluation.evaluate import RAW, WORTHS, evaluate, pool
+from liverseg_core.inference.postprocess import RULES, postprocess
+from liverseg_core.inference.predict import segment
+from liverseg_core.models.model import INFERENCE, Model, ModelSpec
+from liverseg_core.volumes.nifti import decode
 
 KEEP = IngestConfig(spacing_mm=None)
 SPACING = (2.0, 1.5, 3.0)

@@ -9,12 +9,13 @@ import torchio as tio
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import ks_2samp, kstest
 
-from liverseg_core.augment import Draw, change_intensities, draw, pull_matrix
 from liverseg_core.config import AugmentConfig, TrainConfig
-from liverseg_core.device_augment import augment_batch
-from liverseg_core.patches import Cut, normalise
-from liverseg_core.warp import Plan, is_flip, margin
-from liverseg_core.warp import warp as warp_into
+from liverseg_core.models.intensity import normalise
+from liverseg_core.training.augment import Draw, change_intensities, draw, pull_matrix
+from liverseg_core.training.device_augment import augment_batch
+from liverseg_core.training.patches import Cut
+from liverseg_core.training.warp import Plan, is_flip, margin
+from liverseg_core.training.warp import warp as warp_into
 
 SIZE = (20, 24, 16)
 WINDOW = (-200.0, 300.0)

@@ -12,11 +12,11 @@ from torch import nn
 
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference import predict_planes
-from liverseg_core.model import Model, ModelSpec
-from liverseg_core.networks import build_network
-from liverseg_core.patches import normalise
-from liverseg_core.windows import rows, tile, window_weights
+from liverseg_core.inference.inference import predict_planes
+from liverseg_core.inference.windows import rows, tile, window_weights
+from liverseg_core.models.intensity import normalise
+from liverseg_core.models.model import Model, ModelSpec
+from liverseg_core.models.networks import build_network
 
 SIZE = (16, 16, 8)
 WINDOW_HU = (-200.0, 300.0)

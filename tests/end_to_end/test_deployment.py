@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 
 pytestmark = pytest.mark.slow
 

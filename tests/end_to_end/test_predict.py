@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
-from liverseg_core.model import INFERENCE, ModelSpec, save_model
-from liverseg_core.networks import build_network
+from liverseg_core.models.model import INFERENCE, ModelSpec, save_model
+from liverseg_core.models.networks import build_network
 
 KEYS = {"image", "label", "liver_ml", "tumour_ml", "burden", "lesions", "largest_diameter_mm"}
 

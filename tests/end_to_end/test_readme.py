@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
-from liverseg_core.source import open_source
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.sources.source import open_source
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from liverseg_core.artifacts.s3_store import S3Store
 from liverseg_core.config import StorageConfig
-from liverseg_core.s3_store import S3Store
 from liverseg_core.stages import INGEST, STAGES
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from flows.runners import open_runner
-from liverseg_core import http_ranges
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import ComputeConfig, IngestConfig, RemoteConfig
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.phantom import phantom_case
-from liverseg_core.source import Source, open_source
+from liverseg_core.phantom.dataset import phantom_case
+from liverseg_core.sources import http_ranges
+from liverseg_core.sources.source import Source, open_source
 
 pytestmark = pytest.mark.slow
 

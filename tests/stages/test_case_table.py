@@ -3,7 +3,7 @@
 import pytest
 
 from flows.commands.case_table import SHOWN, case_table
-from liverseg_core.data_report import CaseRow
+from liverseg_core.cases.data_report import CaseRow
 
 
 def test_of_very_many_cases_the_odd_ones_are_shown(capfd: pytest.CaptureFixture[str]) -> None:

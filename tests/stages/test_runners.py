@@ -18,14 +18,14 @@ import pytest
 from isal import igzip
 
 from flows.runners import PROCESS_BYTES, USABLE, DaskRunner, _as_many_as_fit, open_runner
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.cases.store import open_case
 from liverseg_core.config import ComputeConfig, IngestConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.ingest import ingest_case
-from liverseg_core.local_store import LocalStore
-from liverseg_core.phantom import PhantomSpec, write_phantom_tar
+from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 from liverseg_core.runners import Outcome, Runner, SerialRunner
-from liverseg_core.source import CaseSource, Member, open_source
-from liverseg_core.store import open_case
+from liverseg_core.sources.source import CaseSource, Member, open_source
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one-worker", "two-workers"])

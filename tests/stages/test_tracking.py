@@ -18,9 +18,9 @@ from mlflow import MlflowClient
 
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.measures import CaseScore, Overlap, summarise
-from liverseg_core.model import ModelSpec, save_model
-from liverseg_core.networks import build_network
+from liverseg_core.evaluation.measures import CaseScore, Overlap, summarise
+from liverseg_core.models.model import ModelSpec, save_model
+from liverseg_core.models.networks import build_network
 from tasks.publish import Registration, register
 from tasks.registry import DICE, VALIDATION, decide, fetch_model, list_versions
 from tasks.tracking import OWNER, MetricLog, Tracking, connect, find_run, finish_run, open_run

@@ -1,0 +1,1 @@
+"""What is made once and kept: keys, manifests, and the stores on disk and on S3."""

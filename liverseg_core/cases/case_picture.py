@@ -1,0 +1,39 @@
+"""A picture of a case that nobody stored: streamed to a coarse grid, drawn in three planes."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from liverseg_core.cases.ingest import case_slabs, open_scans, plan_target
+from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.config import IngestConfig
+from liverseg_core.pictures import overlay_png
+from liverseg_core.sources.source import CaseSource
+
+LONGEST = 320
+"""Voxels along a picture's longest axis: no volume takes more than 100 MB, and no picture shows more."""
+
+
+def draw_case(case: CaseSource) -> bytes:
+    """A PNG of a case's scan, with its label outlined where it has one.
+
+    Raises:
+        LiversegError: As `liverseg_core.cases.ingest.survey_case`.
+    """
+    image, label = open_scans(case)
+    grid = image.header.grid
+    longest = max(size * mm for size, mm in zip(grid.shape, grid.spacing_mm, strict=True))
+    coarse = max(longest / LONGEST, min(grid.spacing_mm))
+    config = IngestConfig(spacing_mm=(coarse, coarse, coarse))
+    target = plan_target(image.header, config)
+    hu = np.empty(target.grid.shape, np.int16, order="F")
+    classes = None if label is None else np.empty(target.grid.shape, np.uint8, order="F")
+    for start, image_slab, label_slab in case_slabs(image, label, target, config, LabelSurvey()):
+        hu[:, :, start : start + len(image_slab)] = image_slab.T
+        if classes is not None:
+            classes[:, :, start : start + len(image_slab)] = label_slab.T
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.png"
+        overlay_png(path, hu, classes, None, target.grid.spacing_mm, f"{case.case}, drawn at {coarse:.2g} mm")
+        return path.read_bytes()

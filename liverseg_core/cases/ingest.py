@@ -1,0 +1,281 @@
+"""One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from isal import igzip
+from jaxtyping import Shaped
+from nibabel.orientations import aff2axcodes
+
+from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe
+from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.cases.fingerprint import Fingerprint
+from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.memory import check_memory, ingest_bytes
+from liverseg_core.cases.store import CHUNK, NATIVE_LABEL, CaseWriter, slabs
+from liverseg_core.config import IngestConfig
+from liverseg_core.errors import LiversegError
+from liverseg_core.sources.remote import AHEAD, RemoteFile
+from liverseg_core.sources.source import CaseSource, Member
+from liverseg_core.stages import INGEST
+from liverseg_core.volumes.geometry import (
+    Grid,
+    Orientation,
+    canonical_orientation,
+    corner_distance_mm,
+    resampled_grid,
+)
+from liverseg_core.volumes.inflate import PIECE, is_gzip, joined
+from liverseg_core.volumes.nifti import Scan, Volume, as_classes, as_hu, open_scan
+from liverseg_core.volumes.nifti_header import NiftiHeader
+from liverseg_core.volumes.planes import stored_planes
+from liverseg_core.volumes.resample import resample_image, resample_label
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a scan's stored axes become the axes and grid of its case."""
+
+    orientation: Orientation
+    source: Grid
+    """Canonical grid at the scan's own spacing."""
+    grid: Grid
+    """The case's grid."""
+    interpolation: Literal["linear", "cubic"]
+    """Of the scan; a label's is an argument, since predictions come back by nearest."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What later stages need to know of a stored case."""
+
+    case: str
+    key: str
+    labelled: bool
+    tumour: bool
+    flagged: bool
+    content: str
+    """Equal for two cases of equal voxels."""
+
+
+def record(key: str, facts: Facts) -> CaseRecord:
+    """The record of a stored case."""
+    fingerprint = facts["fingerprint"]
+    return CaseRecord(
+        case=facts["case"],
+        key=key,
+        labelled=facts["labelled"],
+        tumour=fingerprint["voxels"][2] > 0,
+        flagged=bool(facts["flags"]),
+        content=fingerprint["content"],
+    )
+
+
+def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
+    """What decides a stored case: the scan's and label's content, a corrected spacing, the ingest section."""
+    label = case.label.digest if case.label else None
+    inputs: dict[str, Any] = {"case": case.case, "image": case.image.digest, "label": label}
+    if case.spacing_mm:  # in this case's key alone
+        inputs["spacing_mm"] = list(case.spacing_mm)
+    return Recipe(INGEST, config.canonical(), inputs)
+
+
+def ingest_case(
+    case: CaseSource, config: IngestConfig, store: Store, memory_limit: int | None = None
+) -> Artifact:
+    """Store one case, unless it is stored already.
+
+    Args:
+        case: What to store.
+        config: How.
+        store: Where.
+        memory_limit: Bytes that there are for it besides the process's own; None: nobody knows.
+
+    Raises:
+        LiversegError: LS303 and LS311 to LS321 for a scan or label that can't be used; LS203, LS601 and LS701
+            for the store; LS703 when there is too little memory.
+    """
+    try:
+        return produce(
+            store, case_recipe(case, config), lambda folder: _write(case, config, folder, memory_limit)
+        )
+    except MemoryError:
+        allowed, remedy = "a scan that fits in memory", "Use fewer workers, or leave the case out"
+        raise LiversegError("LS703", f"too little memory for {case.case}", allowed, remedy) from None
+
+
+def survey_case(case: CaseSource, config: IngestConfig, memory_limit: int | None = None) -> Facts:
+    """The facts that ingest would store of a case; nothing is written.
+
+    Raises:
+        LiversegError: As `ingest_case`, but for the store's codes.
+    """
+    image, label, target = _opened(case, config, memory_limit)
+    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
+    for slab in case_slabs(image, label, target, config, survey):
+        fingerprint.add(*slab)
+    return _facts(case, image.header, target, fingerprint, survey)
+
+
+def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
+    """Where a scan with this header ends up under this config."""
+    orientation = canonical_orientation(header.affine)
+    source = orientation.canonical_grid(header.grid)
+    x, y, z = (value * config.shrink for value in source.spacing_mm)
+    grid = resampled_grid(source, config.spacing_mm or (x, y, z))
+    return Target(orientation, source, grid, config.interpolation)
+
+
+def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Target) -> int:
+    """Most bytes that ingesting the case holds at a time (see `liverseg_core.cases.memory`)."""
+    members = filter(None, (case.image, case.label))
+    remote = (member for member in members if isinstance(member.path, RemoteFile))
+    ahead = sum(min(member.size, 2 * AHEAD) for member in remote)  # the piece in use, and the next
+    taps = 4 if target.interpolation == "cubic" else 2
+    label_header = label.header if label else None
+    shape, axes = target.grid.shape, target.orientation.axes
+    return ahead + ingest_bytes(image.header, label_header, shape, axes, taps)
+
+
+def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """The planes of a scan on its case's grid, int16 HU, upwards."""
+    planes = (as_hu(volume, plane) for plane in _canonical_planes(volume, target))
+    return resample_image(planes, target.source, target.grid, method=target.interpolation)
+
+
+def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    """The planes of a label on its case's grid, by vote or nearest, upwards."""
+    planes = (as_classes(volume, plane) for plane in _canonical_planes(volume, target))
+    return resample_label(planes, target.source, target.grid, method)
+
+
+def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
+    canonical = target.orientation.to_canonical(volume.data)
+    return (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
+
+
+def _write(case: CaseSource, config: IngestConfig, folder: Path, memory_limit: int | None) -> Facts:
+    image, label, target = _opened(case, config, memory_limit, folder / NATIVE_LABEL)
+    writer = CaseWriter(folder, target.grid, labelled=label is not None)
+    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
+    for slab in case_slabs(image, label, target, config, survey):
+        writer.write_slab(*slab)
+        fingerprint.add(*slab)
+    facts = _facts(case, image.header, target, fingerprint, survey)
+    writer.finish(case.case, fingerprint.positions(), facts)
+    return facts
+
+
+def case_slabs(
+    image: Scan, label: Scan | None, target: Target, config: IngestConfig, survey: LabelSurvey
+) -> Iterator[tuple[int, Any, Any]]:
+    """The case's slabs as they fill: first plane, HU and classes; the label as stored passes the survey."""
+    axes, flips, depth = target.orientation.axes, target.orientation.flips, target.grid.shape[2]
+    hu = resample_image(
+        stored_planes(image, axes, as_hu), target.source, target.grid, flips, config.interpolation
+    )
+    image_slabs = slabs(hu, depth, flips[2])
+    label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
+    if label:
+        classes = _surveyed(stored_planes(label, axes, as_classes), survey)
+        voted = resample_label(classes, target.source, target.grid, config.label_interpolation, flips)
+        label_slabs = slabs(voted, depth, flips[2])
+    for (start, image_slab), (_, label_slab) in zip(image_slabs, label_slabs, strict=True):
+        yield start, image_slab, label_slab
+
+
+def _surveyed(planes: Iterable[Any], survey: LabelSurvey) -> Iterator[Any]:
+    for plane in planes:
+        survey.add(plane)
+        yield plane
+
+
+def _opened(
+    case: CaseSource, config: IngestConfig, memory_limit: int | None, keep: Path | None = None
+) -> tuple[Scan, Scan | None, Target]:
+    """A case's scans, and where they go, once it is clear that there is memory for them."""
+    image, label = open_scans(case, keep)
+    target = plan_target(image.header, config)
+    check_memory(case.case, memory_needed(case, image, label, target), memory_limit)
+    return image, label, target
+
+
+def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
+    """Open a case's scan and label at their corrected spacing, checked against each other.
+
+    Args:
+        case: What to open.
+        keep: Where to write the label's own bytes on their way.
+
+    Raises:
+        LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
+    """
+    image = _open(case.image)
+    label = _open(case.label, keep) if case.label else None
+    if case.spacing_mm:
+        image = replace(image, header=image.header.with_spacing(case.spacing_mm))
+        label = label and replace(label, header=label.header.with_spacing(case.spacing_mm))
+    _check_match(image, label)
+    return image, label
+
+
+def _open(member: Member, keep: Path | None = None) -> Scan:
+    pieces = member.pieces()
+    return open_scan(pieces if keep is None else _kept(pieces, keep), member.size, member.name)
+
+
+def _kept(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """A file's bytes, which on their way are written down, gzipped if they are not yet."""
+    file = joined(pieces)
+    with path.open("wb") as packed, contextlib.ExitStack() as stack:
+        kept: Any = packed
+        if not is_gzip(file):
+            kept = stack.enter_context(igzip.IGzipFile("", "wb", fileobj=packed, mtime=0))
+        while piece := file.read(PIECE):  # cut anew: how they were cut must not show in the gzip
+            kept.write(piece)
+            yield piece
+
+
+def _facts(
+    case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Fingerprint, survey: LabelSurvey
+) -> Facts:
+    label = survey.facts() if case.label else None
+    flags = [*header.flags]
+    if label and label["voxels"][1] == 0:
+        flags.append("no-liver")
+    return {
+        "case": case.case,
+        "labelled": case.label is not None,
+        "shape": list(target.grid.shape),
+        "spacing_mm": [round(value, 6) for value in target.grid.spacing_mm],
+        "native_shape": list(header.shape),
+        "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
+        "native_affine": header.affine.tolist(),
+        "spacing_override_mm": case.spacing_mm and list(case.spacing_mm),
+        "orientation": "".join(aff2axcodes(header.affine)),
+        "native_label": label,
+        "flags": flags,
+        "fingerprint": fingerprint.facts(),
+    }
+
+
+def _check_match(image: Scan, label: Scan | None) -> None:
+    """A label must lie on its image's grid, corner by corner within a tenth of a voxel."""
+    if label is None:
+        return
+    apart = corner_distance_mm(image.header.grid, label.header.grid)
+    if apart <= 0.1 * min(image.header.grid.spacing_mm):
+        return
+    shapes = f"shapes {image.header.shape} and {label.header.shape}"
+    distance = shapes if math.isinf(apart) else f"corners {apart:.3g} mm apart"
+    raise LiversegError(
+        "LS321",
+        f"{label.name} does not lie on {image.name}: {distance}",
+        "a label with its image's shape and affine",
+        "Resample or replace the label",
+    )

@@ -1,0 +1,195 @@
+"""How good a model is on the validation cases, in their native space against the source's own labels."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liverseg_core.arrays import Label
+from liverseg_core.artifacts.artifact import Facts
+from liverseg_core.cases.ingest import label_planes, plan_target
+from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
+from liverseg_core.config import EvaluateConfig, IngestConfig
+from liverseg_core.durable import write_atomically
+from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
+from liverseg_core.inference.native_volume import replacing
+from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
+from liverseg_core.inference.predict import segment_prepared
+from liverseg_core.models.model import INFERENCE, Model
+from liverseg_core.pictures import dice_plot_png, overlay_png
+from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
+
+RAW = "raw"
+"""Folder of predictions before any rule, while rules are chosen."""
+WORTHS = "rules.json"
+"""How good each choice of rules makes each case."""
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: Model, cases: Mapping[str, Path], config: EvaluateConfig, folder: Path, progress: Progress
+) -> Facts:
+    """Predict and score every case, then write what people look at.
+
+    A case that an interrupted run finished is not predicted again.
+
+    Args:
+        model: From `load_model`.
+        cases: Case name → its folder in the store.
+        config: The evaluate section.
+        folder: Receives `predictions/`, `cases/`, `pictures/`, `metrics.json`, `cases.csv` and the settings
+            a registered model is to predict with.
+        progress: Called with (done, total).
+    """
+    for name in ("predictions", "cases", "pictures"):
+        (folder / name).mkdir(exist_ok=True)
+    if config.tune:
+        config = _tuned(model, cases, config, folder)
+    measured = replace(model, inference=config)
+    (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
+    scores = []
+    for done, (name, stored) in enumerate(cases.items()):
+        progress(done, len(cases))
+        scores.append(_evaluate_case(measured, name, stored, folder))
+    progress(len(cases), len(cases))
+    facts = _write_scores(scores, folder)
+    for score in sorted(scores, key=_worth)[: config.pictures]:
+        _draw(score, cases[score.case], model.spec.ingest, folder)
+    shutil.rmtree(folder / RAW, ignore_errors=True)
+    return facts
+
+
+def pool(evaluations: Sequence[Path], config: EvaluateConfig, folder: Path) -> Facts:
+    """Put the evaluations of folds together, each case as the model scored it that did not train on it.
+
+    Args:
+        evaluations: What `evaluate` wrote, with no case in two of them.
+        config: The evaluate section that all were made with.
+        folder: As of `evaluate`; predictions stay where they are.
+
+    With `config.tune` each fold was scored under the rules chosen on its own cases, and the models together
+    get those chosen on all.
+    """
+    (folder / "pictures").mkdir()
+    if config.tune:
+        worths: dict[str, list[float]] = {}
+        for path in evaluations:
+            worths |= json.loads((path / WORTHS).read_text())
+        (folder / WORTHS).write_text(json.dumps(worths, indent=1) + "\n")
+        config = config.model_copy(update=best_rules(worths.values()))
+    (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
+    found = [json.loads((path / "metrics.json").read_text())["cases"] for path in evaluations]
+    scores = [CaseScore.from_record(record) for records in found for record in records]
+    for path in evaluations:
+        for picture in (path / "pictures").glob("*.png"):
+            if picture.stem != "dice":
+                shutil.copy(picture, folder / "pictures")
+    return _write_scores(sorted(scores, key=lambda score: score.case), folder)
+
+
+def _write_scores(scores: Sequence[CaseScore], folder: Path) -> Facts:
+    """Tables, and the plot of every case."""
+    facts: Facts = {"cases": [score.record() for score in scores], "summary": summarise(scores)}
+    (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    _write_csv(folder / "cases.csv", facts["cases"])
+    dice_plot_png(folder / "pictures" / "dice.png", _dice_by_case(scores))
+    return facts
+
+
+def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseScore:
+    record = folder / "cases" / f"{name}.json"
+    if record.exists():
+        return CaseScore.from_record(json.loads(record.read_text()))
+    case = open_case(stored)
+    reference = _read_native(stored / NATIVE_LABEL, case)
+    raw = folder / RAW / f"{name}.nii.gz"
+    if raw.exists():
+        spacing_mm = reference.header.grid.spacing_mm
+        prediction = postprocess(as_label(read_nifti(raw)), model.inference, spacing_mm)
+    else:
+        prediction = _predict(model, case, reference)
+    write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
+    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
+    write_atomically(record, json.dumps(score.record(), indent=1).encode())
+    return score
+
+
+def _predict(model: Model, case: Case, reference: Volume) -> Label:
+    target = plan_target(reference.header, model.spec.ingest)
+    return segment_prepared(model, read_volume(case.image), target)
+
+
+def _tuned(model: Model, cases: Mapping[str, Path], config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    """The settings with the rules that make these cases best, from predictions without any.
+
+    Predictions are kept until the cases are scored; those of an interrupted run are not made again.
+    """
+    known = folder / WORTHS
+    if not known.exists():
+        (folder / RAW).mkdir(exist_ok=True)
+        ruleless = replace(model, inference=config.model_copy(update=RULES[0]))
+        found = {name: _worths(ruleless, name, stored, folder) for name, stored in cases.items()}
+        write_atomically(known, (json.dumps(found, indent=1) + "\n").encode())
+    worths: dict[str, list[float]] = json.loads(known.read_text())
+    return config.model_copy(update=best_rules(worths.values()))
+
+
+def _worths(model: Model, name: str, stored: Path, folder: Path) -> list[float]:
+    case = open_case(stored)
+    reference = _read_native(stored / NATIVE_LABEL, case)
+    raw = folder / RAW / f"{name}.nii.gz"
+    if not raw.exists():
+        with replacing(raw) as part:
+            write_label(part, _predict(model, case, reference), reference.header)
+    spacing_mm = reference.header.grid.spacing_mm
+    return worth_of_rules(as_label(read_nifti(raw)), as_label(reference), spacing_mm)
+
+
+def _read_native(path: Path, case: Case) -> Volume:
+    """A label on the source's own voxels, whose header may be one that the case's spacing corrects."""
+    volume = read_nifti(path)
+    if case.spacing_override_mm is None:
+        return volume
+    return replace(volume, header=volume.header.with_spacing(case.spacing_override_mm))
+
+
+def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    rows = [_row(record) for record in records]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["case"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    lesions = record["lesions"]["iou_50"]["all"]
+    return {
+        "case": record["case"],
+        **{f"{group}_{measure}": record[group][measure] for group in GROUPS for measure in MEASURES},
+        **{f"lesions_{part}": lesions[part] for part in ("reference", "detected", "prediction", "correct")},
+        **{f"burden_{part}": value for part, value in record["burden"].items()},
+    }
+
+
+def _dice_by_case(scores: Sequence[CaseScore]) -> dict[str, dict[str, float]]:
+    return {score.case: {group: found.dice for group, found in score.overlaps.items()} for score in scores}
+
+
+def _worth(score: CaseScore) -> float:
+    return score.overlaps["liver"].dice_lits + score.overlaps["tumour"].dice_lits
+
+
+def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
+    """One case in three planes, on the case's own grid, where the image is at hand without the source."""
+    case = open_case(stored)
+    predicted = _read_native(folder / "predictions" / f"{score.case}.nii.gz", case)
+    prediction = np.stack(list(label_planes(predicted, plan_target(predicted.header, ingest), "nearest"))).T
+    reference = None if case.label is None else read_volume(case.label)
+    dice = ", ".join(f"{group} Dice {found.dice:.3f}" for group, found in score.overlaps.items())
+    title, path = f"{score.case}: {dice}", folder / "pictures" / f"{score.case}.png"
+    overlay_png(path, read_volume(case.image), reference, prediction, case.grid.spacing_mm, title)

@@ -1,0 +1,1 @@
+"""From a scan to labels on its own grid."""

@@ -1,0 +1,1 @@
+"""Made-up abdomens in the Decathlon layout."""

@@ -1,0 +1,1 @@
+"""Where scans come from: tars and folders, on disk or behind S3 and HTTPS."""

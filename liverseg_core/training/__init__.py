@@ -1,0 +1,1 @@
+"""Patches in, checkpoints on the way, a model out."""

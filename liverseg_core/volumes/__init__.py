@@ -1,0 +1,1 @@
+"""NIfTI, geometry and resampling, plane by plane."""
