@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from liverseg_core.durable import write_atomically
 from liverseg_core.phantom.dataset import phantom_case
 from liverseg_core.sources.source import CaseSource, open_source
 
@@ -45,7 +46,7 @@ def prepared(folder: Path) -> dict[str, CaseSource]:
         (folder / "imagesTs").mkdir(exist_ok=True)
         shutil.copyfile(LIDC, folder / "imagesTs" / "lidc.nii.gz")
     test = [path.relative_to(folder).as_posix() for path in (folder / "imagesTs").glob("*.nii.gz")]
-    (folder / "dataset.json").write_text(_listing(list(PHANTOMS), test))
+    write_atomically(folder / "dataset.json", _listing(list(PHANTOMS), test).encode())
     return {case.case: case for case in open_source(str(folder)).cases}
 
 
