@@ -19,9 +19,11 @@ from peers.meter import status_mb
 
 from liverseg_core.artifacts.artifact import Artifact
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import case_slabs, ingest_case, open_scans, plan_target, survey_case
+from liverseg_core.cases.case_writer import CaseWriter
+from liverseg_core.cases.ingest import case_slabs, ingest_case, survey_case
 from liverseg_core.cases.label_survey import LabelSurvey
-from liverseg_core.cases.store import CaseWriter
+from liverseg_core.cases.scans import open_scans
+from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.sources.source import CaseSource
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from liverseg_core.cases.ingest import case_slabs, open_scans, plan_target
+from liverseg_core.cases.ingest import case_slabs
 from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.scans import open_scans
+from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.pictures import overlay_png
 from liverseg_core.sources.source import CaseSource

@@ -1,53 +1,30 @@
 """One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
 
-import contextlib
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from isal import igzip
-from jaxtyping import Shaped
 from nibabel.orientations import aff2axcodes
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.cases.case_writer import CaseWriter, slabs
 from liverseg_core.cases.fingerprint import Fingerprint
 from liverseg_core.cases.label_survey import LabelSurvey
 from liverseg_core.cases.memory import check_memory, ingest_bytes
-from liverseg_core.cases.store import CHUNK, NATIVE_LABEL, CaseWriter, slabs
+from liverseg_core.cases.scans import open_scans
+from liverseg_core.cases.store import CHUNK, NATIVE_LABEL
+from liverseg_core.cases.target import Target, plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.remote import AHEAD, RemoteFile
-from liverseg_core.sources.source import CaseSource, Member
+from liverseg_core.sources.source import CaseSource
 from liverseg_core.stages import INGEST
-from liverseg_core.volumes.geometry import (
-    Grid,
-    Orientation,
-    canonical_orientation,
-    corner_distance_mm,
-    resampled_grid,
-)
-from liverseg_core.volumes.inflate import PIECE, is_gzip, joined
-from liverseg_core.volumes.nifti import Scan, Volume, as_classes, as_hu, open_scan
+from liverseg_core.volumes.nifti import Scan, as_classes, as_hu
 from liverseg_core.volumes.nifti_header import NiftiHeader
 from liverseg_core.volumes.planes import stored_planes
 from liverseg_core.volumes.resample import resample_image, resample_label
-
-
-@dataclass(frozen=True)
-class Target:
-    """How a scan's stored axes become the axes and grid of its case."""
-
-    orientation: Orientation
-    source: Grid
-    """Canonical grid at the scan's own spacing."""
-    grid: Grid
-    """The case's grid."""
-    interpolation: Literal["linear", "cubic"]
-    """Of the scan; a label's is an argument, since predictions come back by nearest."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +99,6 @@ def survey_case(case: CaseSource, config: IngestConfig, memory_limit: int | None
     return _facts(case, image.header, target, fingerprint, survey)
 
 
-def plan_target(header: NiftiHeader, config: IngestConfig) -> Target:
-    """Where a scan with this header ends up under this config."""
-    orientation = canonical_orientation(header.affine)
-    source = orientation.canonical_grid(header.grid)
-    x, y, z = (value * config.shrink for value in source.spacing_mm)
-    grid = resampled_grid(source, config.spacing_mm or (x, y, z))
-    return Target(orientation, source, grid, config.interpolation)
-
-
 def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Target) -> int:
     """Most bytes that ingesting the case holds at a time (see `liverseg_core.cases.memory`)."""
     members = filter(None, (case.image, case.label))
@@ -140,23 +108,6 @@ def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Tar
     label_header = label.header if label else None
     shape, axes = target.grid.shape, target.orientation.axes
     return ahead + ingest_bytes(image.header, label_header, shape, axes, taps)
-
-
-def image_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """The planes of a scan on its case's grid, int16 HU, upwards."""
-    planes = (as_hu(volume, plane) for plane in _canonical_planes(volume, target))
-    return resample_image(planes, target.source, target.grid, method=target.interpolation)
-
-
-def label_planes(volume: Volume, target: Target, method: str) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    """The planes of a label on its case's grid, by vote or nearest, upwards."""
-    planes = (as_classes(volume, plane) for plane in _canonical_planes(volume, target))
-    return resample_label(planes, target.source, target.grid, method)
-
-
-def _canonical_planes(volume: Volume, target: Target) -> Iterator[Shaped[np.ndarray, "y x"]]:
-    canonical = target.orientation.to_canonical(volume.data)
-    return (np.ascontiguousarray(canonical[:, :, z].T) for z in range(canonical.shape[2]))
 
 
 def _write(case: CaseSource, config: IngestConfig, folder: Path, memory_limit: int | None) -> Facts:
@@ -205,42 +156,6 @@ def _opened(
     return image, label, target
 
 
-def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
-    """Open a case's scan and label at their corrected spacing, checked against each other.
-
-    Args:
-        case: What to open.
-        keep: Where to write the label's own bytes on their way.
-
-    Raises:
-        LiversegError: LS303 and LS311 to LS317; LS321 when the label does not lie on the scan.
-    """
-    image = _open(case.image)
-    label = _open(case.label, keep) if case.label else None
-    if case.spacing_mm:
-        image = replace(image, header=image.header.with_spacing(case.spacing_mm))
-        label = label and replace(label, header=label.header.with_spacing(case.spacing_mm))
-    _check_match(image, label)
-    return image, label
-
-
-def _open(member: Member, keep: Path | None = None) -> Scan:
-    pieces = member.pieces()
-    return open_scan(pieces if keep is None else _kept(pieces, keep), member.size, member.name)
-
-
-def _kept(pieces: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    """A file's bytes, which on their way are written down, gzipped if they are not yet."""
-    file = joined(pieces)
-    with path.open("wb") as packed, contextlib.ExitStack() as stack:
-        kept: Any = packed
-        if not is_gzip(file):
-            kept = stack.enter_context(igzip.IGzipFile("", "wb", fileobj=packed, mtime=0))
-        while piece := file.read(PIECE):  # cut anew: how they were cut must not show in the gzip
-            kept.write(piece)
-            yield piece
-
-
 def _facts(
     case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Fingerprint, survey: LabelSurvey
 ) -> Facts:
@@ -262,20 +177,3 @@ def _facts(
         "flags": flags,
         "fingerprint": fingerprint.facts(),
     }
-
-
-def _check_match(image: Scan, label: Scan | None) -> None:
-    """A label must lie on its image's grid, corner by corner within a tenth of a voxel."""
-    if label is None:
-        return
-    apart = corner_distance_mm(image.header.grid, label.header.grid)
-    if apart <= 0.1 * min(image.header.grid.spacing_mm):
-        return
-    shapes = f"shapes {image.header.shape} and {label.header.shape}"
-    distance = shapes if math.isinf(apart) else f"corners {apart:.3g} mm apart"
-    raise LiversegError(
-        "LS321",
-        f"{label.name} does not lie on {image.name}: {distance}",
-        "a label with its image's shape and affine",
-        "Resample or replace the label",
-    )

@@ -12,8 +12,8 @@ import numpy as np
 
 from liverseg_core.arrays import Label
 from liverseg_core.artifacts.artifact import Facts
-from liverseg_core.cases.ingest import label_planes, plan_target
 from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
+from liverseg_core.cases.target import label_planes, plan_target
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from liverseg_core.arrays import Image, Label
-from liverseg_core.cases.ingest import Target, image_planes, plan_target
+from liverseg_core.cases.target import Target, image_planes, plan_target
 from liverseg_core.inference.inference import predict_planes
 from liverseg_core.inference.postprocess import postprocess
 from liverseg_core.models.model import Model

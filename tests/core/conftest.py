@@ -16,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_core.cases.store import CHUNK, CaseWriter
+from liverseg_core.cases.case_writer import CaseWriter
+from liverseg_core.cases.store import CHUNK
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.source import CaseSource, Member

@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from liverseg_core.cases.ingest import plan_target, survey_case
+from liverseg_core.cases.ingest import survey_case
 from liverseg_core.cases.memory import ingest_bytes
+from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.geometry import MAX_VOXELS

@@ -16,17 +16,10 @@ from isal import igzip
 
 from liverseg_core.artifacts.artifact import Artifact
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import (
-    _kept,
-    case_recipe,
-    image_planes,
-    ingest_case,
-    label_planes,
-    open_scans,
-    plan_target,
-    record,
-)
+from liverseg_core.cases.ingest import case_recipe, ingest_case, record
+from liverseg_core.cases.scans import _kept, open_scans
 from liverseg_core.cases.store import open_case, read_volume
+from liverseg_core.cases.target import image_planes, label_planes, plan_target
 from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import IngestConfig
 from liverseg_core.sources.source import CaseSource

@@ -12,7 +12,9 @@ import pytest
 from isal import igzip
 
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import ingest_case, memory_needed, open_scans, plan_target, survey_case
+from liverseg_core.cases.ingest import ingest_case, memory_needed, survey_case
+from liverseg_core.cases.scans import open_scans
+from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 
@@ -21,7 +23,9 @@ import json, os, sys
 from pathlib import Path
 from liverseg_core.config import IngestConfig
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import ingest_case, memory_needed, open_scans, plan_target
+from liverseg_core.cases.ingest import ingest_case, memory_needed
+from liverseg_core.cases.scans import open_scans
+from liverseg_core.cases.target import plan_target
 from liverseg_core.sources.source import open_source
 
 def bytes_of(field):

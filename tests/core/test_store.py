@@ -13,8 +13,10 @@ from ome_zarr.reader import Reader
 
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.case_writer import slabs
+from liverseg_core.cases.chunk_reader import StoredVolume, read_box
 from liverseg_core.cases.ingest import ingest_case
-from liverseg_core.cases.store import CHUNK, IMAGE, open_case, read_box, read_volume, slabs
+from liverseg_core.cases.store import CHUNK, IMAGE, open_case, read_volume
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 
@@ -102,7 +104,9 @@ def test_opened_case(stored: Artifact, volume: tuple[np.ndarray, np.ndarray]) ->
 def test_boxes(stored: Artifact, volume: tuple[np.ndarray, np.ndarray], start: tuple, size: tuple) -> None:
     padded = np.pad(volume[0], 100, constant_values=-1024)
     expected = padded[tuple(slice(100 + a, 100 + a + n) for a, n in zip(start, size, strict=True))]
-    np.testing.assert_array_equal(read_box(open_case(stored.path).image, start, size, -1024), expected)
+    np.testing.assert_array_equal(
+        read_box(StoredVolume.of(open_case(stored.path).image), start, size, -1024), expected
+    )
 
 
 def test_a_shard_holds_a_slab_and_empty_chunks_are_written(build: SimpleNamespace, tmp_path: Path) -> None:
