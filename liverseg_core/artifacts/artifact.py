@@ -102,7 +102,7 @@ def parse_manifest(data: bytes, key: str, place: object) -> Facts:
     if not intact:
         raise LiversegError(
             "LS501",
-            f"the manifest in {place} is damaged",
+            f"{place}/{MANIFEST} is damaged",
             "the manifest that liverseg wrote",
             f"Delete {place} and run the same command again; only this artifact is made anew",
         )
