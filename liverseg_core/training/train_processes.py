@@ -22,6 +22,7 @@ from liverseg_core.training.interruption import stop_signal
 from liverseg_core.training.train_job import TrainJob, Values
 
 _POLL_S = 0.2
+_END_S = 10.0
 _GOOD_ENDS = (None, 0, 130, 143)
 
 
@@ -94,11 +95,9 @@ def _listen(
             passed_on = True
             for child in children:
                 child.send_signal(stopped[0])
-        for rank, child in enumerate(children):
-            if not lost and child.poll() not in _GOOD_ENDS:
-                lost = f"process {rank} of {len(children)} {_end(child.returncode)}"
-                for other in children:  # they may wait for it for ever
-                    other.kill()
+        if not lost and (lost := _lost(children)):
+            for child in children:  # they may wait for it for ever
+                child.kill()
         if name in ("facts", "interrupted", "error"):
             if outcome[0] != "error" or outcome[1][0] == LOST:  # the first reason is the reason
                 outcome = name, value
@@ -108,7 +107,19 @@ def _listen(
             with contextlib.suppress(BrokenPipeError):
                 children[0].stdin.write("\n")
                 children[0].stdin.flush()
-    return outcome, lost
+    for child in children:  # all is said: they end now
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_END_S)
+    return outcome, lost or _lost(children)
+
+
+def _lost(children: Sequence[subprocess.Popen[str]]) -> str:
+    """Who ended as none should: the one that was killed, before those that ended because of it."""
+    ends = [(code, rank) for rank, child in enumerate(children) if (code := child.poll()) not in _GOOD_ENDS]
+    if not ends:
+        return ""
+    code, rank = min(ends)  # a signal's is below zero
+    return f"process {rank} of {len(children)} {_end(code)}"
 
 
 def _messages(told: IO[str]) -> Iterator[tuple[str, Any]]:
