@@ -7,6 +7,7 @@ from prefect import flow, runtime
 from flows.console import current_report
 from flows.runners import open_runner
 from flows.settings import load_settings
+from liverseg_core.artifacts.local_store import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from tasks.context import Context, Record, fold_contexts, require_tracking
@@ -56,8 +57,7 @@ def open_context(settings: Settings) -> Context:
     Raises:
         LiversegError: LS210 in a deployment with a relative store, which would end with the run's folder.
     """
-    elsewhere = settings.store.startswith("s3://")
-    if runtime.deployment.id and not elsewhere and not Path(settings.store).is_absolute():
+    if runtime.deployment.id and not in_bucket(settings.store) and not Path(settings.store).is_absolute():
         allowed = "an absolute path, or s3://bucket/prefix"
         what = f"this run of a deployment has the relative store {settings.store!r}"
         raise LiversegError("LS210", what, allowed, "Set LIVERSEG_STORE and deploy again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from liverseg_core.artifacts.local_store import LocalStore, open_store
+from liverseg_core.artifacts.local_store import LocalStore, in_bucket, open_store
 from liverseg_core.artifacts.produce import Store
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
@@ -68,7 +68,7 @@ def require_tracking(tracking_uri: str | None, store: str | Path) -> None:
     Raises:
         LiversegError: LS214.
     """
-    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI") and str(store).startswith("s3://"):
+    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI") and in_bucket(store):
         raise LiversegError(
             "LS214",
             f"the store {store} can hold no tracking database, and none is named",

@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from liverseg_core.artifacts.local_store import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.environment import user_cache
 from liverseg_core.errors import LiversegError
@@ -26,8 +27,7 @@ def resolve_model(settings: Settings, reference: str) -> Path:
     if not is_tracked(settings):
         raise _no_model(reference)
     connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
-    elsewhere = settings.store.startswith("s3://")
-    kept = user_cache() / "models" if elsewhere else Path(settings.store) / "fetched"
+    kept = user_cache() / "models" if in_bucket(settings.store) else Path(settings.store) / "fetched"
     return fetch_model(reference, kept)
 
 

@@ -14,7 +14,7 @@ import typer
 from flows.commands.options import Config, Json, Store, print_json
 from flows.console import DATA, plain_table, say
 from flows.settings import RECIPES, load_settings
-from liverseg_core.artifacts.local_store import open_store
+from liverseg_core.artifacts.local_store import in_bucket, open_store
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import git_commit
@@ -139,7 +139,7 @@ def _check_libraries(_: Settings) -> str:
 
 
 def _check_store(settings: Settings) -> str:
-    if settings.store.startswith("s3://"):
+    if in_bucket(settings.store):
         open_store(settings.store, settings.storage).write("doctor", b"This may be deleted.")
         return f"{settings.store} can be written"
     root = Path(settings.store).absolute()

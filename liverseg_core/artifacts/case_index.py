@@ -37,8 +37,9 @@ def stored_facts(store: Store, keys: Iterable[str]) -> Iterator[Facts | None]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found = pool.map(lambda key: store.find(INGEST, key), unknown)
             read = {artifact.key: artifact.facts for artifact in found if artifact}
-        remember(store, read)
-        lines |= _lines(read)
+        if read:
+            remember(store, read)
+            lines |= _lines(read)
     for key in keys:
         yield json.loads(lines[key]) if key in there and key in lines else None
 

@@ -16,9 +16,14 @@ from liverseg_core.errors import LiversegError
 STAGING = ".staging-"
 
 
+def in_bucket(location: str | Path) -> bool:
+    """Whether a store's location is a bucket, not a folder."""
+    return str(location).startswith("s3://")
+
+
 def open_store(location: str, options: StorageConfig) -> Store:
     """The store at a folder's path or an `s3://` URL."""
-    if location.startswith("s3://"):
+    if in_bucket(location):
         from liverseg_core.artifacts.s3_store import S3Store  # botocore takes a second to import
 
         return S3Store(location.rstrip("/"), options)

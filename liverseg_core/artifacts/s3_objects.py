@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import hashlib
-import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -15,7 +13,7 @@ from botocore import exceptions
 
 from liverseg_core.config import S3Config
 from liverseg_core.errors import LiversegError
-from liverseg_core.sources.ranges import Passing
+from liverseg_core.sources.ranges import Passing, insist
 from liverseg_core.sources.s3_client import (
     CUT,
     NO_CREDENTIALS,
@@ -24,8 +22,6 @@ from liverseg_core.sources.s3_client import (
     is_passing,
     is_refused,
 )
-
-DELAY_CAP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -129,20 +125,15 @@ class _Unsupported(Exception):
 
 
 def _ask(bucket: Bucket, operation: str, **request: Any) -> dict[str, Any] | None:
-    options = bucket.options
-    system = file_system(options)
-    for tried in range(options.attempts):
-        try:
-            answer: dict[str, Any] | None = fsspec.asyn.sync(
-                system.loop, _ask_once, system, bucket, operation, request
-            )
-        except Passing as trouble:
-            last = trouble
-        else:
-            return answer
-        if tried + 1 < options.attempts:
-            time.sleep(min(options.backoff_s * 2**tried * random.uniform(0.5, 1.5), DELAY_CAP_S))
-    raise last.error
+    system = file_system(bucket.options)
+
+    def once() -> dict[str, Any] | None:
+        answer: dict[str, Any] | None = fsspec.asyn.sync(
+            system.loop, _ask_once, system, bucket, operation, request
+        )
+        return answer
+
+    return insist(once, bucket.options)
 
 
 async def _ask_once(
@@ -187,7 +178,8 @@ def _explain(response: dict[str, Any], where: str) -> None:
     if is_refused(status, code):
         raise _refused(where, f"{code or 'status'} {status}")
     trouble = _failing(where, f"status {status} {code}".strip())
-    raise Passing(trouble) if is_passing(status, code) or code in ("BadDigest", "Conflict") else trouble
+    passing = is_passing(status, code) or status == 409 or code == "BadDigest"  # 409: two at the same moment
+    raise Passing(trouble) if passing else trouble
 
 
 def _md5(data: bytes) -> str:

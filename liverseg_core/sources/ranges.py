@@ -1,9 +1,17 @@
-"""What a request for a range of bytes must come back with, whoever serves it."""
+"""What a request for a range of bytes must come back with, whoever serves it, and how often it is made."""
 
+import random
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from liverseg_core.config import S3Config
 from liverseg_core.errors import LiversegError
+
+Answer = TypeVar("Answer")
+DELAY_CAP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,23 @@ class Passing(Exception):
     def __init__(self, error: LiversegError, wait_s: float = 0) -> None:
         super().__init__(error, wait_s)
         self.error, self.wait_s = error, wait_s
+
+
+def insist(ask: Callable[[], Answer], options: S3Config) -> Answer:
+    """Ask, and ask again after a while that doubles, with some chance in it: many workers ask at once.
+
+    Raises:
+        LiversegError: What the last `Passing` stands for, or what `ask` raises.
+    """
+    for tried in range(options.attempts):
+        try:
+            return ask()
+        except Passing as trouble:
+            last = trouble
+        if tried + 1 < options.attempts:
+            delay = options.backoff_s * 2**tried * random.uniform(0.5, 1.5)  # not of any result
+            time.sleep(min(max(delay, last.wait_s), DELAY_CAP_S))
+    raise last.error
 
 
 def expected_length(content_range: str | None, offset: int, size: int, where: str) -> tuple[int, int]:

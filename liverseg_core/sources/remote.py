@@ -1,7 +1,5 @@
 """Files behind s3:// and https://, read by ranges that are asked for again when they fail."""
 
-import random
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +8,11 @@ from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.http_ranges import fetch as fetch_http
 from liverseg_core.sources.http_ranges import shown
-from liverseg_core.sources.ranges import Passing, Reply
+from liverseg_core.sources.ranges import Reply, insist
 
 FIRST = 1 << 16
 AHEAD = 8 << 20
 """Bytes of one request when much is read in order; the next is under way meanwhile."""
-DELAY_CAP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def open_remote(url: str, options: RemoteConfig) -> tuple[RemoteFile, bytes]:
         LiversegError: LS301 when there is none; LS405, LS406 or LS407 for its server; LS204 or LS211 for a
             URL that may not be asked.
     """
-    reply = _insist(url, 0, FIRST, options)
+    reply = insist(lambda: _fetch(url, 0, FIRST, options), options)
     return RemoteFile(url, reply.total, reply.version, options), reply.data
 
 
@@ -58,7 +55,7 @@ def read_remote(file: RemoteFile, offset: int, size: int) -> bytes:
     """
     if not size:
         return b""
-    reply = _insist(file.url, offset, size, file.options)
+    reply = insist(lambda: _fetch(file.url, offset, size, file.options), file.options)
     if (reply.total, reply.version) != (file.size, file.version):
         remedy = "Run the same command again: it reads the new file from its start"
         raise LiversegError(
@@ -87,19 +84,6 @@ def stream_remote(file: RemoteFile, offset: int, size: int) -> Iterator[bytes]:
         yield coming.result()
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
-
-
-def _insist(url: str, offset: int, size: int, options: RemoteConfig) -> Reply:
-    """Ask, and ask again after a while that doubles, with some chance in it: many workers ask at once."""
-    for tried in range(options.attempts):
-        try:
-            return _fetch(url, offset, size, options)
-        except Passing as trouble:
-            last = trouble
-        if tried + 1 < options.attempts:
-            delay = options.backoff_s * 2**tried * random.uniform(0.5, 1.5)  # not of any result
-            time.sleep(min(max(delay, last.wait_s), DELAY_CAP_S))
-    raise last.error
 
 
 def _fetch(url: str, offset: int, size: int, options: RemoteConfig) -> Reply:
