@@ -251,6 +251,19 @@ class RegisterConfig(Section):
     """A candidate whose mean Dice is lower by no more than this still becomes champion."""
 
 
+class ReportConfig(Section):
+    """What the report of an evaluation shows of single cases."""
+
+    worst: Annotated[int, Field(ge=0)] = 5
+    """Cases shown in three planes, lowest Dice first."""
+    viewed: Annotated[int, Field(ge=0)] = 3
+    """Cases to scroll through in the page, lowest tumour Dice first."""
+    filmed: Annotated[int, Field(ge=0)] = 2
+    """Cases of which films are made."""
+    megabytes: Annotated[float, Field(gt=0)] = 15.0
+    """The page's size at most; volumes in it are made coarser until they fit."""
+
+
 class ComputeConfig(Section):
     """Changes how fast, never what: in no key."""
 
@@ -315,6 +328,7 @@ class Settings(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+    report: ReportConfig = ReportConfig()
     compute: ComputeConfig = ComputeConfig()
     remote: RemoteConfig = RemoteConfig()
     storage: StorageConfig = StorageConfig()

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from liverseg_core.arrays import Label
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
-from liverseg_core.cases.target import label_planes, plan_target
+from liverseg_core.cases.target import plan_target
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
+from liverseg_core.evaluation.case_view import open_view, read_native
 from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
 from liverseg_core.inference.native_volume import replacing
 from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
@@ -106,7 +105,7 @@ def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseS
     if record.exists():
         return CaseScore.from_record(json.loads(record.read_text()))
     case = open_case(stored)
-    reference = _read_native(stored / NATIVE_LABEL, case)
+    reference = read_native(stored / NATIVE_LABEL, case)
     raw = folder / RAW / f"{name}.nii.gz"
     if raw.exists():
         spacing_mm = reference.header.grid.spacing_mm
@@ -141,21 +140,13 @@ def _tuned(model: Model, cases: Mapping[str, Path], config: EvaluateConfig, fold
 
 def _worths(model: Model, name: str, stored: Path, folder: Path) -> list[float]:
     case = open_case(stored)
-    reference = _read_native(stored / NATIVE_LABEL, case)
+    reference = read_native(stored / NATIVE_LABEL, case)
     raw = folder / RAW / f"{name}.nii.gz"
     if not raw.exists():
         with replacing(raw) as part:
             write_label(part, _predict(model, case, reference), reference.header)
     spacing_mm = reference.header.grid.spacing_mm
     return worth_of_rules(as_label(read_nifti(raw)), as_label(reference), spacing_mm)
-
-
-def _read_native(path: Path, case: Case) -> Volume:
-    """A label on the source's own voxels, whose header may be one that the case's spacing corrects."""
-    volume = read_nifti(path)
-    if case.spacing_override_mm is None:
-        return volume
-    return replace(volume, header=volume.header.with_spacing(case.spacing_override_mm))
 
 
 def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -186,10 +177,7 @@ def _worth(score: CaseScore) -> float:
 
 def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
     """One case in three planes, on the case's own grid, where the image is at hand without the source."""
-    case = open_case(stored)
-    predicted = _read_native(folder / "predictions" / f"{score.case}.nii.gz", case)
-    prediction = np.stack(list(label_planes(predicted, plan_target(predicted.header, ingest), "nearest"))).T
-    reference = None if case.label is None else read_volume(case.label)
+    view = open_view(score.record(), stored, folder / "predictions", ingest)
     dice = ", ".join(f"{group} Dice {found.dice:.3f}" for group, found in score.overlaps.items())
     title, path = f"{score.case}: {dice}", folder / "pictures" / f"{score.case}.png"
-    overlay_png(path, read_volume(case.image), reference, prediction, case.grid.spacing_mm, title)
+    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title)
