@@ -2,11 +2,11 @@
 
     python benchmarks/learning.py [--minutes 20] [--cases 60] [--held-out 12] [--only NAME ...]
 
-writes benchmarks/results/learning.json and learning.png. Every contender trains on the same phantom cases, on
-one core, for as many steps as the budget of CPU time holds, its learning rate schedule spread over those.
-What it predicts of the held-out scans at points on the way is scored in their own geometry. Ingest,
-preprocessing and prediction are not in the budget. nnU-Net runs as it plans itself, and with a network, patch
-and spacing as small as ours, so that the budget is fair to it.
+writes benchmarks/results/learning.json and learning.png, curve by curve; what was made alike is kept. Every
+contender trains on the same phantom cases, on one core, for as many steps as the budget of CPU time holds, its
+learning rate schedule spread over those. What it predicts of the held-out scans at points on the way is scored
+in their own geometry. Ingest, preprocessing and prediction are not in the budget. nnU-Net runs as it plans
+itself, and with a network, patch and spacing as small as ours, so that the budget is fair to it.
 """
 
 import argparse
@@ -76,20 +76,27 @@ def main() -> None:
     try:
         data = phantom(folder, options.cases, options.held_out)
         budget = {"budget_s": 60 * options.minutes, "points": options.points}
-        curves = {}
         for name in options.only:
             request = budget | {"out": str(folder / name)}
             found = learn(name, request, data, options.peers)
-            curves[name] = [curve_point(point, data["references"]) for point in found]
-            print(name, json.dumps(curves[name]), file=sys.stderr)
+            curve = [curve_point(point, data["references"]) for point in found]
+            print(name, json.dumps(curve), file=sys.stderr)
+            keep(name, curve, options)
     finally:
         shutil.rmtree(folder)
+
+
+def keep(name: str, curve: list[dict[str, float]], options: argparse.Namespace) -> None:
+    """Add a curve to those that were made alike, and draw them all; others are no longer comparable."""
+    path = RESULTS / "learning.json"
     cases = {"training": options.cases - options.held_out, "held_out": options.held_out}
-    machine = describe() | {"threads": 1}
-    result = {"machine": machine, "cases": cases, "budget_minutes": options.minutes, "curves": curves}
-    (RESULTS / "learning.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(RESULTS / "learning.png", curves, f"phantom, {options.held_out} held-out cases, one core")
-    print(json.dumps(result, indent=1))
+    alike = {"machine": describe() | {"threads": 1}, "cases": cases, "budget_minutes": options.minutes}
+    old = json.loads(path.read_text()) if path.exists() else {}
+    curves = old.pop("curves", {}) if {k: v for k, v in old.items() if k != "curves"} == alike else {}
+    curves[name] = curve
+    ordered = {known: curves[known] for known in (*SMALL, *NNUNET) if known in curves}
+    path.write_text(json.dumps(alike | {"curves": ordered}, indent=1) + "\n")
+    draw(RESULTS / "learning.png", ordered, f"phantom, {options.held_out} held-out cases, one core")
 
 
 def phantom(folder: Path, cases: int, held_out: int) -> dict[str, Any]:
