@@ -19,7 +19,7 @@ OURS = "liverseg"
 CASES = {
     "torchio": ("full-300", "full-330", "full-360", "full-390", "full-420", "giant-987", "thick-80", "lidc"),
     "monai": ("full-300", "full-330", "full-360", "full-390", "full-420", "giant-987", "thick-80", "lidc"),
-    "nnunet": ("full-300", "full-360", "thick-80"),
+    "nnunet": ("full-300", "full-330", "full-360", "full-390", "full-420", "thick-80"),
 }
 """nnU-Net takes minutes a case, and none without a label."""
 GOAL = {"torchio": 10.0, "nnunet": 50.0}

@@ -2,11 +2,11 @@
 
     python benchmarks/learning.py [--minutes 20] [--cases 60] [--held-out 12] [--only NAME ...]
 
-writes benchmarks/results/learning.json and learning.png, curve by curve; what was made alike is kept. All train
-on the same phantom cases, on one core, for as many steps as the budget of CPU time holds, their learning rate
-schedule spread over those. What they predict of the held-out scans at points on the way is scored in the
-scans' own geometry. Ingest, preprocessing and prediction are not in the budget. nnU-Net runs as it plans
-itself, and with a network, patch and spacing as small as ours, so that the budget is fair to it.
+writes benchmarks/results/learning.json and learning.png, curve by curve; what was made alike is kept. All
+train on the same phantom cases, on one core, for as many steps as the budget of CPU time holds, and their
+learning rate schedule is spread over those. What they predict of the held-out scans at points on the way is
+scored in the scans' own geometry. Ingest, preprocessing and prediction are not in the budget. nnU-Net runs as
+it plans itself, and with a network, patch and spacing as small as ours, so that the budget is fair to it.
 """
 
 import argparse
