@@ -8,7 +8,7 @@ INGEST = Stage("ingest", "cases", version=5, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
 EVALUATE = Stage("evaluate", "evaluations", version=3, libraries=NETWORK_LIBRARIES, resumable=True)
-REGISTER = Stage("register", "registrations", version=1)
+REGISTER = Stage("register", "registrations", version=2)
 REPORT = Stage("report", "reports", version=1)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)

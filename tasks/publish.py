@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,9 @@ def register(tracking: Tracking, request: Registration) -> VersionRecord:
         version = found[0] if found else _publish(client, request)
         with tempfile.TemporaryDirectory() as folder:
             fetch_model(f"models:/{request.name}/{version.version}", Path(folder))
-        reason = set_aliases(client, version, request.tolerance)
-        return version_record(client.get_model_version(request.name, version.version), reason)
+        reason, against = set_aliases(client, version, request.tolerance)
+        record = version_record(client.get_model_version(request.name, version.version), reason)
+        return replace(record, against=against)
 
 
 def _publish(client: MlflowClient, request: Registration) -> ModelVersion:

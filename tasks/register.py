@@ -16,7 +16,8 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     """Register the model with its evaluation, or find its version.
 
     Returns:
-        `name`, `version`, `aliases`, `reason` (why it is champion or is not), `run_id`, `cached`.
+        `name`, `version`, `aliases`, `reason` (why it is champion or is not), `run_id`, `cached`, `against`: the
+        champion it was compared with (`name`, `version`, `evaluation_key`), or None.
     """
     config = context.settings.register_
     inputs = {"model": model["key"], "evaluation": evaluation["key"], "data": dataset["key"]}
@@ -52,7 +53,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
             },
         )
         record = asdict(publish(tracking, request))
-        return {name: record[name] for name in ("name", "version", "aliases", "reason", "run_id")}
+        return {name: record[name] for name in ("name", "version", "aliases", "reason", "run_id", "against")}
 
     artifact = produce(context.store, recipe, make)
     facts = artifact.facts

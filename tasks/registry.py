@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -20,6 +21,7 @@ from liverseg_core.errors import LiversegError
 from tasks.tracking import Tracking, service
 
 KEY, DIGEST, VALIDATION = "liverseg.key", "liverseg.digest", "liverseg.validation"
+EVALUATION = "liverseg.evaluation_key"
 DICE = {group: f"liverseg.dice.{group}" for group in ("liver", "liver_only", "tumour")}
 MODEL_FILES = ("inference.json", "model.json", "model.safetensors")
 REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)")
@@ -35,6 +37,8 @@ class VersionRecord:
     run_id: str
     tags: Mapping[str, str]
     reason: str = ""
+    against: Mapping[str, Any] | None = None
+    """The champion it was compared with: `name`, `version`, `evaluation_key`."""
 
 
 def decide(
@@ -110,19 +114,25 @@ def list_versions(tracking: Tracking, name: str) -> list[VersionRecord]:
     ]
 
 
-def set_aliases(client: MlflowClient, version: ModelVersion, tolerance: float) -> str:
-    """Make a version the candidate, and champion if `decide` says so; return the reason."""
+def set_aliases(
+    client: MlflowClient, version: ModelVersion, tolerance: float
+) -> tuple[str, dict[str, Any] | None]:
+    """Make a version the candidate, and champion if `decide` says so; return the reason, and against whom."""
     name, number = version.name, str(version.version)
     client.set_registered_model_alias(name, "candidate", number)
     champion = _by_alias(client, name, "champion")
     if champion is not None and str(champion.version) == number:
-        return "champion: it already was"
+        return "champion: it already was", None
     promote, reason = decide(version.tags, champion.tags if champion else None, tolerance)
     if promote:
         if champion is not None:
             client.set_registered_model_alias(name, "previous", str(champion.version))
         client.set_registered_model_alias(name, "champion", number)
-    return reason
+    return reason, champion and {
+        "name": name,
+        "version": int(champion.version),
+        "evaluation_key": champion.tags.get(EVALUATION),
+    }
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
