@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from liverseg_core.cases.case_picture import LONGEST, draw_case
-from liverseg_core.cases.data_page import POLICY, data_page
+from liverseg_core.cases.data_page import data_page
 from liverseg_core.cases.data_report import CaseRow
+from liverseg_core.page import POLICY
 
 EVIL = '</script><script>alert("1")</script><img src=x onerror=alert(1)>'
 PIXEL = b"\x89PNG"

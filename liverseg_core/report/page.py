@@ -1,0 +1,159 @@
+"""The report as one page: figures, plots, cases to look at, and where it all came from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from liverseg_core.cases.data_page import data_overview, data_table
+from liverseg_core.page import data_url, html_page
+from liverseg_core.report.plots import lesions_plot, measures_plot, paired_plot, volumes_plot
+from liverseg_core.report.results import Results, headline, number
+from liverseg_core.report.sources import ReportSources
+from liverseg_core.report.tables import against_others, case_table, lesion_table, measures_table
+from liverseg_core.report.viewer import ASSETS, Packed, viewer_html
+
+STYLE = Path(__file__).with_name("report.css")
+NO_DEVICE = "Research software, not a medical device."
+PHANTOM = (
+    "<b>Phantom results.</b> The cases are computed, no patient was scanned. No figure on this page says "
+    "anything about patients, and none can be compared with figures of patients."
+)
+
+
+@dataclass
+class Shown:
+    """What of single cases is inside the page."""
+
+    curves: bytes | None
+    """WebP of the learning curves."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """Case → WebP, worst first."""
+    films: Mapping[str, bytes] = field(default_factory=dict)
+    """Case → MP4."""
+    beside: Sequence[str] = ()
+    """Cases whose films are only beside the page."""
+    cases: Sequence[Packed] = ()
+    """For the viewer."""
+
+
+def report_page(sources: ReportSources, results: Results, shown: Shown) -> str:
+    """The whole page as HTML; every text is escaped, since names come from other people's files."""
+    sections = {
+        "Against others": against_others(sources.title, results, sources.champion),
+        "Plots": _plots(sources, results),
+        "Look inside": _viewer(shown),
+        "Lowest Dice": _pictures(shown),
+        "Films": _films(shown),
+        "Lesions": lesion_table(results.summary["lesions"]),
+        "All measures": measures_table(results.summary),
+        "Every case": case_table(results.scores, _links(shown)),
+        "Training": _training(sources, shown),
+        "Data": _data(sources),
+        "How it was made": _origin(sources),
+    }
+    written = {name: "\n".join(body) for name, body in sections.items()}
+    written = {name: body for name, body in written.items() if body}
+    body = [*_top(sources, results, list(written))]
+    for name, text in written.items():
+        body.append(f'<section id="{_anchor(name)}"><h2>{name}</h2>\n{text}\n</section>')
+    body.append(f'<footer class="faint">{NO_DEVICE}</footer>')
+    return html_page(f"{sources.title}: report", body, STYLE, *(ASSETS if shown.cases else ()))
+
+
+def _top(sources: ReportSources, results: Results, names: Sequence[str]) -> Iterator[str]:
+    counts = f"{len(sources.training)} cases to train on, {len(results.scores)} to validate"
+    yield f"<header><h1>{escape(sources.title)}</h1>"
+    yield f'<p class="faint">Report on {escape(sources.dataset)}: {counts}. {NO_DEVICE}</p>'
+    if sources.phantom:
+        yield f'<p class="phantom" role="note">{PHANTOM}</p>'
+    yield '<ul class="counts">'
+    for group, name in (("liver", "liver, tumours included"), ("tumour", "tumour")):
+        found = headline(results.scores)[group]
+        what = f"{'phantom ' if sources.phantom else ''}mean Dice, {name}"
+        between = f"{number(found['low'])} to {number(found['high'])}, " if found["low"] is not None else ""
+        yield f"<li><b>{number(found['mean']) or 'none'}</b>{what}"
+        yield f'<br><span class="faint">{between}n = {found["n"]}</span></li>'
+    lesions = results.summary["lesions"]["iou_0"]["all"]
+    if lesions["reference"]:
+        yield f"<li><b>{lesions['detected']} of {lesions['reference']}</b>lesions found"
+        yield f'<br><span class="faint">any voxel shared; {lesions["prediction"] - lesions["correct"]} '
+        yield "invented</span></li>"
+    yield "</ul>"
+    if sources.verdict:
+        yield f'<p class="verdict">{escape(sources.verdict)}</p>'
+    links = " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in names)
+    yield f'<nav aria-label="Sections">{links}</nav></header>'
+
+
+def _plots(sources: ReportSources, results: Results) -> Iterator[str]:
+    scores, rival = results.scores, sources.champion
+    drawings = [measures_plot(scores, rival), lesions_plot(scores), volumes_plot(scores)]
+    if rival:
+        drawings.append(paired_plot(scores, rival))
+    yield f'<div class="drawings">{"".join(f"<div>{drawing}</div>" for drawing in drawings)}</div>'
+
+
+def _viewer(shown: Shown) -> Iterator[str]:
+    if shown.cases:
+        spacing = " × ".join(f"{mm:.2g}" for mm in shown.cases[0].spacing_mm)
+        yield viewer_html(shown.cases)
+        yield f'<p class="faint">Shown coarser than measured, the first case at {spacing} mm; '
+        yield "all figures are of the scans' own voxels.</p>"
+
+
+def _pictures(shown: Shown) -> Iterator[str]:
+    for at, (case, content) in enumerate(shown.pictures.items()):
+        alt = escape(
+            f"{case} in an axial, a coronal and a sagittal plane: prediction filled, reference outlined"
+        )
+        yield f'<figure id="picture-{at}"><h3>{escape(case)}</h3><div class="scroll">'
+        yield f'<img loading="lazy" alt="{alt}" src="{data_url(content, "image/webp")}"></div></figure>'
+
+
+def _films(shown: Shown) -> Iterator[str]:
+    for case, content in shown.films.items():
+        source = data_url(content, "video/mp4")
+        yield f"<figure><h3>{escape(case)}</h3>"
+        yield f'<video controls loop muted playsinline src="{source}"></video></figure>'
+    for case in shown.beside:
+        yield f"<p>{escape(case)}: <code>films/{escape(case)}.mp4</code> beside this page</p>"
+
+
+def _links(shown: Shown) -> dict[str, str]:
+    """Case → its name, leading to where it can be seen."""
+    targets = {one.case: f'#viewer" data-view="{at}' for at, one in enumerate(shown.cases)}
+    targets |= {case: f"#picture-{at}" for at, case in enumerate(shown.pictures) if case not in targets}
+    return {case: f'<a href="{target}">{escape(case)}</a>' for case, target in targets.items()}
+
+
+def _training(sources: ReportSources, shown: Shown) -> Iterator[str]:
+    if shown.curves:
+        alt = "Loss and Dice over the steps of the training"
+        source = data_url(shown.curves, "image/webp")
+        yield f'<figure class="scroll"><img alt="{alt}" src="{source}"></figure>'
+        if sources.resumed_from:
+            steps = ", ".join(map(str, sources.resumed_from))
+            yield f'<p class="faint">Stopped, and went on from step {steps}.</p>'
+
+
+def _data(sources: ReportSources) -> Iterator[str]:
+    yield from data_overview(sources.data)
+    yield f"<details><summary>All {len(sources.data)} cases</summary>"
+    yield from data_table(sources.data)
+    yield "</details>"
+
+
+def _origin(sources: ReportSources) -> Iterator[str]:
+    links = {name: url for name, url in sources.links.items() if url.startswith(("http://", "https://"))}
+    values = {
+        name: f'<a href="{escape(url)}" rel="noreferrer">{escape(url)}</a>' for name, url in links.items()
+    }
+    values |= {name: f"<code>{escape(value)}</code>" for name, value in sources.provenance.items()}
+    terms = (f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in values.items())
+    yield f"<dl>{''.join(terms)}</dl>"
+    yield f"<details><summary>The recipe</summary><pre>{escape(sources.recipe)}</pre></details>"
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
