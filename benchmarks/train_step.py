@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import monai
+import psutil
 import torch
 from machine import describe
 from peers_environment import python_of, run_in
@@ -46,8 +47,8 @@ NNUNET = {
 }  # fmt: skip
 """What its trainer does in a step, for a comparison of the same work."""
 LOOP_STEPS = 6
-FITS_MB = 8000
-"""What --full may take of this machine's memory where there is no GPU."""
+FITS_SHARE = 0.7
+"""What --full may take of the memory that is free, where there is no GPU."""
 
 
 def main() -> None:
@@ -70,8 +71,9 @@ def main() -> None:
             recipe = settings.train
             entry = size_of(recipe)
             recipes[name] = entry
-            if alone and entry["autograd_mb"] + 4 * entry["weights_mb"] > FITS_MB:
-                entry["not_run"] = f"would take more than {FITS_MB} MB of this machine"
+            free_mb = FITS_SHARE * psutil.virtual_memory().available / 1e6
+            if alone and entry["autograd_mb"] + 4 * entry["weights_mb"] > free_mb:
+                entry["not_run"] = f"would take more than {free_mb:.0f} MB, of what this machine has free"
                 continue
             compute = {"compile": options.compile, "channels_last": settings.compute.channels_last}
             request = {"device": device, "steps": options.steps, **compute}
