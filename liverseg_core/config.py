@@ -247,8 +247,15 @@ class RegisterConfig(Section):
     experiment: str = "liverseg"
     tracking_uri: str | None = None
     """Default: SQLite beside the store."""
-    tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """A candidate whose mean Dice is lower by no more than this still becomes champion."""
+    tolerance: Annotated[float, Field(ge=0, exclude=True)] = 0.0
+    """A candidate whose mean Dice (of liver and tumour, by case) is lower by no more than this still becomes
+    champion. In no key, like the limits below: they decide who is champion, not what is registered."""
+    liver_loss: Annotated[float, Field(ge=0, exclude=True)] = 0.01
+    """A candidate is refused when its liver Dice is surely lower by more than this, whatever tumours say."""
+    tumour_loss: Annotated[float, Field(ge=0, exclude=True)] = 0.03
+    """The same of its tumour Dice; a tumour found where there is none counts as 0, none as 1."""
+    confidence: Annotated[float, Field(gt=0, lt=1, exclude=True)] = 0.95
+    """How sure: of the paired bootstrap's interval, the upper end must be below."""
 
 
 class ReportConfig(Section):

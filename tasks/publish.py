@@ -1,46 +1,49 @@
 """Publish a trained model: evaluation, files and measures to its run, then one registered version."""
 
 import contextlib
-import fcntl
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric
+from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from liverseg_core.artifacts.artifact import Artifact, load, verify
+from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import library_versions
 from liverseg_core.training.learning_curves import learning_curves_png
+from tasks.archived_prediction import archive_prediction, example_scan
+from tasks.champion import check_files, contend
+from tasks.model_reference import weights_digest
+from tasks.promotion import Measured, Seen
 from tasks.registry import (
     DICE,
     DIGEST,
     KEY,
-    VALIDATION,
+    WEIGHTS,
     VersionRecord,
-    fetch_model,
     model_digest,
     model_files,
-    set_aliases,
     version_record,
 )
+from tasks.registry_lock import one_at_a_time
 from tasks.tracking import Tracking, service
+from tasks.version_page import MEASURES as DICE_TABLE
+from tasks.version_scores import VALIDATION, store_scores, with_ancestors
 
 SHOWN = {"pictures"}
 """Folders of an evaluation that go to MLflow beside its tables: what a person looks at, never voxels."""
 MEANS = ("voe", "rvd", "assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
-LOCK_WAIT_S = 60.0
 
 SIGNATURE = ModelSignature(
     inputs=Schema([
@@ -49,9 +52,12 @@ SIGNATURE = ModelSignature(
         ColSpec(Array(Array(DataType.double)), "affine", required=False),
     ]),
     outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1))]),
+    params=ParamSchema([
+        ParamSpec("volumes", DataType.boolean, False),
+        ParamSpec("labels", DataType.string, "array"),
+    ]),
 )  # fmt: skip
-EXAMPLE_SHAPE = (8, 8, 8)
-EXAMPLE = {"image": np.full(EXAMPLE_SHAPE, -1000).tolist(), "affine": np.eye(4).tolist()}
+EXAMPLE = dict(zip(("image", "affine"), (part.tolist() for part in example_scan()), strict=True))
 REQUIREMENTS = ("connected-components-3d", "mlflow", "monai", "nibabel", "numpy", "torch", "torchio")
 
 
@@ -62,26 +68,26 @@ class Registration:
     Args:
         key: Content key of this registration; a key has one version, however often it is asked for.
         run_id: The training's run.
-        name: The registered model.
+        config: The registered model's name, and when it becomes champion.
         model: Folder with `model.safetensors` and `model.json`.
         evaluation: Folder with the evaluation's tables and `pictures/`.
         summary: What `liverseg_core.evaluation.measures.summarise` gave.
-        validation: Digest of the case keys that it was measured on.
+        seen: The cases that it was measured on, and those it was trained on.
+        started_from: Digests of the weights that training began with.
         data_key: The data version it was trained on, at most 36 characters.
-        tolerance: How much lower the mean Dice may be than the champion's.
         tags: More tags: keys, commit, recipe.
     """
 
     key: str
     run_id: str
-    name: str
+    config: RegisterConfig
     model: Path
     evaluation: Path
     summary: Mapping[str, Any]
-    validation: str
+    seen: Seen
     data_key: str
-    tolerance: float
-    tags: Mapping[str, str]
+    started_from: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(tracking: Tracking, request: Registration) -> VersionRecord:
@@ -89,55 +95,94 @@ def register(tracking: Tracking, request: Registration) -> VersionRecord:
 
     Raises:
         LiversegError: LS401 when MLflow fails; LS502 when a model's file is not the one that was made; LS503
-            when what was stored is not what was sent; LS523 when the stored model does not predict; LS602
-            when another registration takes too long.
+            when what was stored is not what was sent; LS523 when the stored model does not predict, LS525
+            when it predicts otherwise; LS602 when other registrations take too long.
     """
-    with _one_at_a_time(tracking), service(tracking.uri):
+    name = request.config.model
+    with service(tracking.uri):
         client = MlflowClient()
         with contextlib.suppress(MlflowException):  # it exists
-            client.create_registered_model(request.name)
-        found = client.search_model_versions(f"name = '{request.name}' and tags.`{KEY}` = '{request.key}'")
-        version = found[0] if found else _publish(client, request)
-        with tempfile.TemporaryDirectory() as folder:
-            fetch_model(f"models:/{request.name}/{version.version}", Path(folder))
-        reason, against = set_aliases(client, version, request.tolerance)
-        record = version_record(client.get_model_version(request.name, version.version), reason)
-        return replace(record, against=against)
+            client.create_registered_model(name)
+        version = _find(client, request) or _publish(tracking, client, request)
+        record = version_record(client.get_model_version(name, version.version))
+    check_files(record)
+    return contend(tracking, record, request.config)
 
 
-def _publish(client: MlflowClient, request: Registration) -> ModelVersion:
+def _find(client: MlflowClient, request: Registration) -> ModelVersion | None:
+    found = client.search_model_versions(
+        f"name = '{request.config.model}' and tags.`{KEY}` = '{request.key}'"
+    )
+    return found[0] if found else None
+
+
+def _publish(tracking: Tracking, client: MlflowClient, request: Registration) -> ModelVersion:
     """Log evaluation and model to the run; the version comes last, when all it names is stored."""
     artifact = load(request.model)
     if artifact is not None:
         verify(artifact)
     _log_evaluation(client, request)
     _log_learning_curves(client, request, artifact)
-    files = model_files(request.model, request.evaluation)
-    digest = model_digest(request.model, request.evaluation)
-    with mlflow.start_run(run_id=request.run_id):
+    logged, digest = _log_model(request)
+    _log_metrics(client, request, logged.model_id)
+    tags = {**_tags(client, request), KEY: request.key, DIGEST: digest}
+    name = request.config.model
+    with one_at_a_time(tracking, name):
+        # Uploads took their time: another process may have registered the same meanwhile.
+        found = _find(client, request)
+        if found is None:
+            return client.create_model_version(
+                name, logged.model_uri, request.run_id, tags, model_id=logged.model_id
+            )
+    client.delete_logged_model(logged.model_id)
+    return found
+
+
+def _log_model(request: Registration) -> tuple[LoggedModel, str]:
+    """Store the model's files with a prediction to hold it to; return it, and the digest of the files."""
+    with tempfile.TemporaryDirectory() as name, mlflow.start_run(run_id=request.run_id):
+        folder = Path(name)
+        for file, path in model_files(request.model, request.evaluation).items():
+            (folder / file).symlink_to(path.resolve())
+        with _predicting():
+            archive_prediction(folder)
+        files = {file: str(path.resolve()) for file, path in model_files(folder).items()}
+        digest = model_digest(folder)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={name: str(path) for name, path in files.items()},
+            artifacts=files,
             signature=SIGNATURE,
             input_example=EXAMPLE,
             # Named, or MLflow finds out by running the model in a second environment.
             pip_requirements=[f"{name}=={found}" for name, found in library_versions(REQUIREMENTS).items()],
             tags={DIGEST: digest},
         )
-    _check_prediction(logged.model_uri)
-    _log_metrics(client, request, logged.model_id)
+        with _predicting():
+            _serve_example(logged.model_uri)
+    return logged, digest
+
+
+def _tags(client: MlflowClient, request: Registration) -> dict[str, str]:
+    """What a version says of itself; see `tasks.version_page`."""
     dice = {DICE[group]: request.summary[group]["dice"] for group in DICE}
-    tags = {
+    table = {
+        group: {part: request.summary[group]["policies"]["nan"][part] for part in ("mean", "sd", "n")}
+        for group in DICE
+    }
+    libraries = library_versions(("torch", "monai", "torchio"))
+    cases = json.loads((request.evaluation / "metrics.json").read_text())["cases"]
+    seen, origin = with_ancestors(client, request.config.model, request.seen, request.started_from)
+    return {
+        "liverseg.libraries": ", ".join(f"{name} {found}" for name, found in libraries.items()),
         **request.tags,
-        KEY: request.key,
-        DIGEST: digest,
-        VALIDATION: request.validation,
+        **({"liverseg.started_from": f"started from {origin}"} if origin else {}),
+        WEIGHTS: weights_digest(request.model),
+        VALIDATION: seen.validation,
+        DICE_TABLE: json.dumps(table),
+        **store_scores(client, request.run_id, request.key, Measured.of(seen, cases)),
         **{name: f"{value:.6f}" for name, value in dice.items() if value is not None},
     }
-    return client.create_model_version(
-        request.name, logged.model_uri, request.run_id, tags, model_id=logged.model_id
-    )
 
 
 def _log_evaluation(client: MlflowClient, request: Registration) -> None:
@@ -155,7 +200,7 @@ def _log_learning_curves(client: MlflowClient, request: Registration, model: Art
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "learning_curves.png"
         stops = model.facts.get("resumed_from", [])
-        learning_curves_png(picture, history, stops, f"{request.name} {model.key[:8]}")
+        learning_curves_png(picture, history, stops, f"{request.config.model} {model.key[:8]}")
         client.log_artifact(request.run_id, str(picture))
 
 
@@ -184,42 +229,21 @@ def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield from ((f"evaluate/{name}", value) for name, value in found.items() if value is not None)
 
 
-def _check_prediction(uri: str) -> None:
+def _serve_example(uri: str) -> None:
     """Load what was stored and predict the example: MLflow's own check of it only warns."""
-    try:
-        label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
-        sound = label.dtype == np.uint8 and label.shape == EXAMPLE_SHAPE and label.max() <= 2
-        trouble = "" if sound else f"predicts {label.dtype} of shape {label.shape}"
-    except Exception as error:  # whatever it raises, it does not predict
-        trouble = f"{type(error).__name__}: {error}"
-    if trouble:
-        raise LiversegError(
-            "LS523",
-            f"the stored model does not work ({trouble})",
-            "a model that labels the example volume",
-            "Run `liverseg doctor`; nothing was registered",
-        )
+    label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
+    if label.dtype != np.uint8 or label.shape != np.shape(EXAMPLE["image"]) or label.max() > 2:
+        raise ValueError(f"it predicts {label.dtype} of shape {label.shape}")
 
 
 @contextlib.contextmanager
-def _one_at_a_time(tracking: Tracking) -> Iterator[None]:
-    """Serialise registrations of a local store; the kernel drops the lock of a process that dies."""
-    if tracking.folder is None:
+def _predicting() -> Iterator[None]:
+    try:
         yield
-        return
-    with (tracking.folder / ".register.lock").open("a") as file:
-        deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LiversegError(
-                        "LS602",
-                        f"another registration has held {file.name} for {LOCK_WAIT_S:.0f} s",
-                        "one registration at a time",
-                        "Wait for it to end, or stop it, then run the same command again",
-                    ) from None
-                time.sleep(0.1)
-        yield
+    except Exception as error:  # whatever it raises, the model does not predict
+        raise LiversegError(
+            "LS523",
+            f"the stored model does not work ({type(error).__name__}: {error})",
+            "a model that labels the example volume",
+            "Run `liverseg doctor`; nothing was registered",
+        ) from error

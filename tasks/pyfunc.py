@@ -1,5 +1,7 @@
 """The registered model's code: MLflow stores this file with the model and runs it to load one."""
 
+import base64
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 from liverseg_core.arrays import Label
+from liverseg_core.cases.target import plan_target
 from liverseg_core.errors import LiversegError
+from liverseg_core.inference.findings import findings
 from liverseg_core.inference.predict import segment
 from liverseg_core.models.model import WEIGHTS, Model, load_model
-from liverseg_core.volumes.nifti import Volume, decode, read_nifti
+from liverseg_core.volumes.nifti import Volume, decode, read_nifti, write_label
 from tasks.tracking import PythonModel, set_model
+
+FORMS = ("array", "nifti", "none")
 
 
 class SegmentationModel(PythonModel):  # type: ignore[misc]
@@ -26,18 +32,54 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
         """Load the model that was stored with this code."""
         self.model = load_model(Path(context.artifacts[WEIGHTS]).parent)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Label:  # noqa: ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> Label | dict[str, Any]:
         """Label a scan on its own grid.
 
         Args:
             context: MLflow's; not used.
             model_input: One row with the columns of the signature.
-            params: None are known.
+            params: `volumes`: whether volumes and lesions are wanted too. `labels`: in which form labels are
+                wanted; `array`, `nifti` for a gzipped file in base64, a hundredth of the size, or `none`.
+
+        Returns:
+            The label array; with either of the two asked for, a dictionary of `labels` and `volumes`.
 
         Raises:
-            LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine.
+            LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine; LS293 for
+                a form of labels that there is not; what `segment` raises.
         """
-        return segment(self.model, _volume(model_input.to_dict("records")))
+        wanted = {"volumes": False, "labels": "array", **(params or {})}
+        form = wanted["labels"]
+        if form not in FORMS:
+            raise LiversegError(
+                "LS293",
+                f"labels = {form!r}",
+                ", ".join(FORMS),
+                "Correct params of the request, or leave it out",
+            )
+        volume = _volume(model_input.to_dict("records"))
+        label = segment(self.model, volume)
+        if form == "array" and not wanted["volumes"]:
+            return label
+        found: dict[str, Any] = {}
+        if form != "none":
+            found["labels"] = label if form == "array" else _as_nifti(label, volume)
+        if wanted["volumes"]:
+            target = plan_target(volume.header, self.model.spec.ingest)
+            found["volumes"] = findings(target.orientation.to_canonical(label), target.source.spacing_mm)
+        return found
+
+
+def _as_nifti(label: Label, like: Volume) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "label.nii.gz"
+        write_label(path, label, like.header)
+        return base64.b64encode(path.read_bytes()).decode()
 
 
 def _volume(rows: list[Mapping[str, Any]]) -> Volume:

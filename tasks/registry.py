@@ -1,13 +1,14 @@
-"""The model registry: who is champion, and the files of a version, unaltered."""
+"""The model registry: what versions there are, and the files of a version, unaltered."""
 
 import contextlib
 import hashlib
-import math
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from liverseg_core.artifacts.artifact import digest_json
 from liverseg_core.errors import LiversegError
 from tasks.tracking import Tracking, service
 
-KEY, DIGEST, VALIDATION = "liverseg.key", "liverseg.digest", "liverseg.validation"
+KEY, DIGEST, WEIGHTS = "liverseg.key", "liverseg.digest", "liverseg.weights"
 EVALUATION = "liverseg.evaluation_key"
+REASON, AGAINST = "liverseg.reason", "liverseg.against"
 DICE = {group: f"liverseg.dice.{group}" for group in ("liver", "liver_only", "tumour")}
-MODEL_FILES = ("inference.json", "model.json", "model.safetensors")
+MODEL_FILES = ("inference.json", "model.json", "model.safetensors", "prediction.npz")
 REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)")
 
 
@@ -35,35 +37,12 @@ class VersionRecord:
     version: int
     aliases: tuple[str, ...]
     run_id: str
+    created: str
+    """UTC, ISO 8601."""
     tags: Mapping[str, str]
-    reason: str = ""
-    against: Mapping[str, Any] | None = None
+    reason: str
+    against: Mapping[str, Any] | None
     """The champion it was compared with: `name`, `version`, `evaluation_key`."""
-
-
-def decide(
-    candidate: Mapping[str, str], champion: Mapping[str, str] | None, tolerance: float
-) -> tuple[bool, str]:
-    """Say whether a candidate replaces the champion, and why, from the tags of both versions.
-
-    Liver and tumour count alike, under the policy `nan`; a class that one of the two has no Dice for is left
-    out of both means. Versions are compared on the same validation cases only.
-    """
-    if champion is None:
-        return True, "champion: there was none"
-    if candidate.get(VALIDATION) != champion.get(VALIDATION):
-        return False, "not champion: the champion was measured on other validation cases"
-    pairs = [
-        (float(candidate[DICE[group]]), float(champion[DICE[group]]))
-        for group in ("liver", "tumour")
-        if DICE[group] in candidate and DICE[group] in champion
-    ]
-    if not pairs:
-        return False, "not champion: there is no Dice to compare"
-    ours, theirs = (math.fsum(values) / len(pairs) for values in zip(*pairs, strict=True))
-    better = ours >= theirs - tolerance
-    compared = f"mean Dice {ours:.4f} against the champion's {theirs:.4f}, tolerance {tolerance:g}"
-    return better, f"{'champion' if better else 'not champion'}: {compared}"
 
 
 def fetch_model(reference: str, folder: Path) -> Path:
@@ -78,7 +57,7 @@ def fetch_model(reference: str, folder: Path) -> Path:
             not the ones that were registered.
     """
     with service():
-        version = _resolve(MlflowClient(), reference)
+        version = resolve(MlflowClient(), reference)
         expected = version.tags.get(DIGEST, "")
         final = folder / (expected[:32] or "unknown")
         if final.is_dir() and model_digest(final) == expected:
@@ -109,38 +88,31 @@ def list_versions(tracking: Tracking, name: str) -> list[VersionRecord]:
         found = client.search_model_versions(f"name = '{name}'")
     versions = sorted(found, key=lambda one: -int(one.version))
     return [
-        version_record(one, "", [a for a, v in aliases.items() if str(v) == str(one.version)])
+        version_record(one, (alias for alias, of in aliases.items() if str(of) == str(one.version)))
         for one in versions
     ]
 
 
-def set_aliases(
-    client: MlflowClient, version: ModelVersion, tolerance: float
-) -> tuple[str, dict[str, Any] | None]:
-    """Make a version the candidate, and champion if `decide` says so; return the reason, and against whom."""
-    name, number = version.name, str(version.version)
-    client.set_registered_model_alias(name, "candidate", number)
-    champion = _by_alias(client, name, "champion")
-    if champion is not None and str(champion.version) == number:
-        return "champion: it already was", None
-    promote, reason = decide(version.tags, champion.tags if champion else None, tolerance)
-    if promote:
-        if champion is not None:
-            client.set_registered_model_alias(name, "previous", str(champion.version))
-        client.set_registered_model_alias(name, "champion", number)
-    return reason, champion and {
-        "name": name,
-        "version": int(champion.version),
-        "evaluation_key": champion.tags.get(EVALUATION),
-    }
+def find_version(tracking: Tracking, reference: str) -> VersionRecord:
+    """The registered version that a reference means.
+
+    Raises:
+        LiversegError: LS291 when there is none; LS401 when MLflow fails.
+    """
+    with service(tracking.uri):
+        client = MlflowClient()
+        found = resolve(client, reference)
+        return version_record(client.get_model_version(found.name, found.version))
 
 
-def _by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+def by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that has an alias."""
     aliases = client.get_registered_model(name).aliases
     return client.get_model_version(name, aliases[alias]) if alias in aliases else None
 
 
-def _resolve(client: MlflowClient, reference: str) -> ModelVersion:
+def resolve(client: MlflowClient, reference: str) -> ModelVersion:
+    """As `find_version`, among MLflow's own calls."""
     named = REFERENCE.fullmatch(reference)
     with contextlib.suppress(MlflowException):
         if named and named["alias"]:
@@ -158,10 +130,19 @@ def _resolve(client: MlflowClient, reference: str) -> ModelVersion:
     )
 
 
-def version_record(version: ModelVersion, reason: str, aliases: list[str] | None = None) -> VersionRecord:
+def version_record(version: ModelVersion, aliases: Iterable[str] | None = None) -> VersionRecord:
     """A version as a small record; `aliases` where the version itself does not know them."""
-    names = tuple(sorted(version.aliases if aliases is None else aliases))
-    return VersionRecord(version.name, int(version.version), names, version.run_id, version.tags, reason)
+    tags = version.tags
+    return VersionRecord(
+        name=version.name,
+        version=int(version.version),
+        aliases=tuple(sorted(version.aliases if aliases is None else aliases)),
+        run_id=version.run_id,
+        created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        tags=tags,
+        reason=tags.get(REASON, ""),
+        against=json.loads(tags[AGAINST]) if AGAINST in tags else None,
+    )
 
 
 def model_files(*folders: Path) -> dict[str, Path]:

@@ -2,14 +2,21 @@
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import Config, Json, Store, print_json
+from flows.commands.options import Config, Json, Overrides, Store, print_json
 from flows.commands.score_tables import case_scores, lesion_table, surface_table
-from flows.console import DATA, dice_table, plain_table, watching
+from flows.console import DATA, dice_table, plain_table, say, watching
+from liverseg_core.config import Settings
+from liverseg_core.errors import LiversegError
 
+if TYPE_CHECKING:
+    from tasks.tracking import Tracking
+
+REF = "A version's number, @alias, models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID."
+Reference = Annotated[str, typer.Argument(metavar="REF", help=REF)]
 registry = typer.Typer(no_args_is_help=True, help="What the model registry holds.")
 
 
@@ -17,6 +24,8 @@ def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     app.command()(score)
     registry.command("list")(list_models)
+    for verb in (show, promote, rollback):
+        registry.command()(verb)
     app.add_typer(registry, name="models")
 
 
@@ -45,22 +54,113 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
 
     from flows.settings import load_settings
     from tasks.model_reference import is_tracked
-    from tasks.registry import list_versions
-    from tasks.tracking import connect
 
     settings = load_settings(config, store=store)
-    register = settings.register_
     versions = []
     if is_tracked(settings):
-        tracking = connect(register.tracking_uri, settings.store, register.experiment)
-        versions = list_versions(tracking, register.model)
+        from tasks.registry import list_versions
+
+        versions = list_versions(_tracking(settings), settings.register_.model)
     if as_json:
         print_json([asdict(version) for version in versions])
         return
-    headings = ("version", "aliases", "liver", "tumour", "data", "model")
+    headings = ("version", "aliases", "registered", "liver", "tumour", "data", "model")
     tags = ("dice.liver", "dice.tumour", "data_key", "model_key")
     rows = [
-        [one.version, " ".join(one.aliases), *(one.tags.get(f"liverseg.{tag}", "–")[:12] for tag in tags)]
+        [
+            one.version,
+            " ".join(one.aliases),
+            one.created[:16].replace("T", " "),
+            *(one.tags.get(f"liverseg.{tag}", "–")[:12] for tag in tags),
+        ]
         for one in versions
     ]
     DATA.print(plain_table(headings, rows))
+
+
+def show(reference: Reference, config: Config = None, store: Store = None, as_json: Json = False) -> None:
+    """Show which data, code and recipe made a version, how good it is, and against whom."""
+    from dataclasses import asdict
+
+    from flows.settings import load_settings
+    from tasks.registry import find_version
+    from tasks.version_page import answers, links
+
+    settings = load_settings(config, store=store)
+    tracking = _tracking(settings)
+    version = find_version(tracking, _full(reference, settings))
+    server = tracking.uri if tracking.uri.startswith("http") else ""
+    linked = links(version, tracking.experiment, server) if server else {}
+    if as_json:
+        print_json({**asdict(version), "answers": answers(version), "links": linked})
+        return
+    about = f"version {version.version} of {version.name}, registered {version.created}"
+    aliases = ", ".join(version.aliases) or "none"
+    rows = [("Which model", about), ("Aliases", aliases), *answers(version).items(), *linked.items()]
+    DATA.print(plain_table(("", ""), rows))
+
+
+def promote(
+    reference: Annotated[str, typer.Argument(metavar="REF", help=REF)] = "@candidate",
+    force: Annotated[bool, typer.Option("--force", help="Also when it is worse; recorded.")] = False,
+    config: Config = None,
+    store: Store = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version champion, unless it is worse on the validation cases, damaged, or predicts otherwise."""
+    from dataclasses import asdict
+
+    from flows.settings import load_settings
+    from tasks.champion import promote as promote_version
+
+    settings = load_settings(config, overrides or (), store=store)
+    version = promote_version(_tracking(settings), _full(reference, settings), settings.register_, force)
+    if as_json:
+        print_json(asdict(version))
+    say(f"{version.name} version {version.version} ({', '.join(version.aliases)}): {version.reason}")
+
+
+def rollback(config: Config = None, store: Store = None, as_json: Json = False) -> None:
+    """Make the previous champion the champion again."""
+    from dataclasses import asdict
+
+    from flows.settings import load_settings
+    from tasks.champion import roll_back
+
+    settings = load_settings(config, store=store)
+    now, was, differing = roll_back(_tracking(settings), settings.register_.model)
+    if as_json:
+        print_json({"champion": asdict(now), "previous": asdict(was), "differing_voxels": differing})
+    say(f"champion of {now.name}: version {was.version} → version {now.version}; previous: {was.version}")
+    if differing is not None:
+        equal = "equals" if not differing else f"differs in {differing} voxels from"
+        say(f"Its prediction of the archived scan {equal} the one that was registered with it")
+
+
+def _full(reference: str, settings: Settings) -> str:
+    """A version's number or alias alone is one of the configured model's."""
+    name = settings.register_.model
+    if reference.isdecimal():
+        return f"models:/{name}/{reference}"
+    return f"models:/{name}{reference}" if reference.startswith("@") else reference
+
+
+def _tracking(settings: Settings) -> "Tracking":
+    """The tracking store; one that there is not is not made.
+
+    Raises:
+        LiversegError: LS294 where there is none; what `connect` raises.
+    """
+    from tasks.model_reference import is_tracked
+    from tasks.tracking import connect
+
+    register = settings.register_
+    if not is_tracked(settings):
+        raise LiversegError(
+            "LS294",
+            f"{settings.store} holds no model registry",
+            "a store in which a model was registered, or register.tracking_uri",
+            "Check --store, or register a model with `liverseg run`",
+        )
+    return connect(register.tracking_uri, settings.store, register.experiment)

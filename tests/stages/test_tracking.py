@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,28 +16,13 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from liverseg_core.config import IngestConfig, NetworkConfig
+from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.evaluation.measures import CaseScore, Overlap, summarise
-from liverseg_core.models.model import ModelSpec, save_model
-from liverseg_core.models.networks import build_network
 from tasks.publish import Registration, register
-from tasks.registry import DICE, VALIDATION, decide, fetch_model, list_versions
+from tasks.registry import DICE, fetch_model, list_versions
 from tasks.tracking import OWNER, MetricLog, Tracking, connect, find_run, finish_run, open_run
 
 PARAMS = {"train": {"learning_rate": 0.001, "network": {"name": "unet"}}, "datalist": "x" * 7000}
-
-
-@pytest.fixture(scope="module")
-def module_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making the database takes a second or two: once."""
-    return tmp_path_factory.mktemp("a störe")
-
-
-@pytest.fixture
-def store(module_store: Path, monkeypatch: pytest.MonkeyPatch) -> Tracking:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return connect(None, module_store, "liverseg")
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
@@ -152,50 +137,9 @@ def test_no_server_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
 # The registry
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(16, 16, 16),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=None),
-        data_key="d" * 32,
-    )
-    save_model(folder, build_network(network), spec)
-    (folder / "checkpoint.bin").write_bytes(b"not for the registry")
-    return folder
-
-
 @pytest.fixture
-def request_a(store: Tracking, model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Registration:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "pictures" / "worst.png").write_bytes(b"png")
-    (tmp_path / "predictions" / "case.nii.gz").write_bytes(b"voxels")
-    (tmp_path / "metrics.json").write_text("{}")
-    name = request.node.name
-    return Registration(
-        key=f"{name}-a",
-        run_id=open_run(store, name, name, {}, {}),
-        name=name,
-        model=model,
-        evaluation=tmp_path,
-        summary=summary(both=90),
-        validation="v1",
-        data_key="d" * 32,
-        tolerance=0.0,
-        tags={"liverseg.recipe": "phantom"},
-    )
-
-
-def summary(both: int) -> dict[str, object]:
-    overlap = Overlap(100, 100, both)
-    return summarise(
-        [CaseScore("c", (1, 1, 1), {"liver": overlap, "liver_only": overlap, "tumour": overlap})]
-    )
+def request_a(store: Tracking, registration: Callable[..., Registration]) -> Registration:
+    return registration(store)
 
 
 def test_registering_publishes_all_once(
@@ -207,8 +151,8 @@ def test_registering_publishes_all_once(
     assert version.tags[DICE["tumour"]] == "0.900000"
     assert version.tags["liverseg.recipe"] == "phantom"
     again = register(store, request_a)
-    assert (again.version, again.reason) == (1, "champion: it already was")
-    assert list_versions(store, request_a.name) == [replace(version, reason="")]
+    assert again == version
+    assert list_versions(store, request_a.config.model) == [version]
     assert "".join(capfd.readouterr()) == "", "MLflow keeps quiet"
 
     client = MlflowClient()
@@ -224,22 +168,6 @@ def test_registering_publishes_all_once(
     ] == pytest.approx(0.9)
 
 
-def test_the_better_version_is_champion_and_the_last_one_previous(
-    store: Tracking, request_a: Registration
-) -> None:
-    register(store, request_a)
-    worse = register(store, replace(request_a, key="worse", summary=summary(both=80)))
-    assert worse.aliases == ("candidate",)
-    assert worse.reason == "not champion: mean Dice 0.8000 against the champion's 0.9000, tolerance 0"
-    better = register(store, replace(request_a, key="better", summary=summary(both=95)))
-    assert better.aliases == ("candidate", "champion")
-    assert [one.aliases for one in list_versions(store, request_a.name)] == [
-        better.aliases,
-        (),
-        ("previous",),
-    ]
-
-
 def test_a_registration_that_died_is_done_again_and_one_version_comes_of_it(
     store: Tracking, request_a: Registration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +178,7 @@ def test_a_registration_that_died_is_done_again_and_one_version_comes_of_it(
         patch.setattr(MlflowClient, "create_model_version", die)
         with pytest.raises(KeyboardInterrupt):
             register(store, request_a)
-    assert list_versions(store, request_a.name) == []
+    assert list_versions(store, request_a.config.model) == []
     assert register(store, request_a).version == 1
 
 
@@ -258,44 +186,21 @@ def test_two_at_once_make_one_version(store: Tracking, request_a: Registration) 
     with ThreadPoolExecutor(2) as pool:
         versions = list(pool.map(register, [store] * 2, [request_a] * 2))
     assert [version.version for version in versions] == [1, 1]
-    assert len(list_versions(store, request_a.name)) == 1
-
-
-TAGS = {VALIDATION: "v1", DICE["liver"]: "0.95", DICE["tumour"]: "0.65"}
-
-
-@pytest.mark.parametrize(
-    ("candidate", "tolerance", "promoted", "why"),
-    [
-        pytest.param({}, 0.0, True, "champion: mean Dice 0.8000", id="equal"),
-        pytest.param({DICE["tumour"]: "0.60"}, 0.0, False, "not champion: mean", id="worse"),
-        pytest.param({DICE["tumour"]: "0.60"}, 0.03, True, "tolerance 0.03", id="within tolerance"),
-        pytest.param({VALIDATION: "v2"}, 1.0, False, "other validation cases", id="not comparable"),
-    ],
-)
-def test_who_becomes_champion(candidate: dict[str, str], tolerance: float, promoted: bool, why: str) -> None:
-    decision, reason = decide({**TAGS, **candidate}, TAGS, tolerance)
-    assert decision is promoted
-    assert why in reason
-
-
-def test_a_class_without_dice_is_left_out_on_both_sides() -> None:
-    no_tumour = {VALIDATION: "v1", DICE["liver"]: "0.94"}
-    assert decide(no_tumour, TAGS, 0.0) == (
-        False, "not champion: mean Dice 0.9400 against the champion's 0.9500, tolerance 0",
-    )  # fmt: skip
-    assert decide({VALIDATION: "v1"}, TAGS, 0.0)[0] is False
-    assert decide({}, None, 0.0)[0] is True
+    assert len(list_versions(store, request_a.config.model)) == 1
 
 
 def test_fetching_by_every_name_gives_the_registered_bytes(
     store: Tracking, request_a: Registration, tmp_path: Path
 ) -> None:
     register(store, request_a)
-    name = request_a.name
+    name = request_a.config.model
     for reference in (f"models:/{name}@champion", f"models:/{name}/1", f"runs:/{request_a.run_id}"):
         folder = fetch_model(reference, tmp_path / "fetched")
-        assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "model.json",
+            "model.safetensors",
+            "prediction.npz",
+        ]
         assert (folder / "model.json").read_bytes() == (request_a.model / "model.json").read_bytes()
     for reference in (f"models:/{name}@nobody", f"models:/{name}/99", "runs:/00", "liverseg"):
         with pytest.raises(LiversegError, match="LS291"):
@@ -312,7 +217,7 @@ def test_an_altered_model_is_refused(store: Tracking, request_a: Registration, t
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(LiversegError, match="LS503"):
-        fetch_model(f"models:/{request_a.name}@champion", tmp_path / "fetched")
+        fetch_model(f"models:/{request_a.config.model}@champion", tmp_path / "fetched")
     assert list((tmp_path / "fetched").iterdir()) == []
 
 
@@ -325,7 +230,7 @@ def test_a_model_that_does_not_predict_is_not_registered(
     (broken / "model.json").write_bytes((request_a.model / "model.json").read_bytes())
     with pytest.raises(LiversegError, match=r"LS523.*LS522"):
         register(store, replace(request_a, model=broken))
-    assert list_versions(store, request_a.name) == []
+    assert list_versions(store, request_a.config.model) == []
 
 
 def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
@@ -337,7 +242,7 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
 
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     register(store, request_a)
-    loaded = mlflow.pyfunc.load_model(f"models:/{request_a.name}@champion")
+    loaded = mlflow.pyfunc.load_model(f"models:/{request_a.config.model}@champion")
     image = np.random.default_rng(0).integers(-200, 300, (20, 18, 9)).astype(np.int16)
     affine = np.diag([-1.0, 1.0, 2.5, 1.0])
     path = tmp_path / "scan.nii.gz"
@@ -408,7 +313,7 @@ def test_a_server_and_its_absence(
     remote = connect(uri, tmp_path, "liverseg")
     assert remote.folder is None
     run_id = open_run(remote, "k", "phantom", PARAMS, {})
-    version = register(remote, replace(request_a, run_id=run_id, name="liverseg"))
+    version = register(remote, replace(request_a, run_id=run_id, config=RegisterConfig()))
     assert version.aliases == ("candidate", "champion")
     fetched = fetch_model("models:/liverseg@champion", tmp_path / "fetched")
     assert (fetched / "model.json").read_bytes() == (request_a.model / "model.json").read_bytes()
