@@ -43,7 +43,7 @@ def head(names: Iterable[str], numbers: Iterable[str]) -> str:
         f'<th scope="col"{_class(name in numeric)}><button type="button">{escape(name)}</button></th>'
         for name in names
     )
-    return f'<table class="sortable"><thead><tr>{"".join(cells)}</tr></thead>'
+    return f'<table class="sortable cards"><thead><tr>{"".join(cells)}</tr></thead>'
 
 
 def cell(name: str, key: str, shown: str, number: bool) -> str:

@@ -8,17 +8,12 @@ from pathlib import Path
 from liverseg_core.cases.data_page import data_overview, data_table
 from liverseg_core.page import data_url, html_page
 from liverseg_core.report.plots import lesions_plot, measures_plot, paired_plot, volumes_plot
-from liverseg_core.report.results import Results, headline, number
+from liverseg_core.report.results import NAMES, NO_DEVICE, PHANTOM, Results, mean_dice, number
 from liverseg_core.report.sources import ReportSources
 from liverseg_core.report.tables import against_others, case_table, lesion_table, measures_table
 from liverseg_core.report.viewer import ASSETS, Packed, viewer_html
 
 STYLE = Path(__file__).with_name("report.css")
-NO_DEVICE = "Research software, not a medical device."
-PHANTOM = (
-    "<b>Phantom results.</b> The cases are computed, no patient was scanned. No figure on this page says "
-    "anything about patients, and none can be compared with figures of patients."
-)
 
 
 @dataclass
@@ -31,6 +26,8 @@ class Shown:
     """Case → WebP, worst first."""
     films: Mapping[str, bytes] = field(default_factory=dict)
     """Case → MP4."""
+    posters: Mapping[str, bytes] = field(default_factory=dict)
+    """Case → WebP of what its film shows before it runs."""
     beside: Sequence[str] = ()
     """Cases whose films are only beside the page."""
     cases: Sequence[Packed] = ()
@@ -68,12 +65,12 @@ def _top(sources: ReportSources, results: Results, names: Sequence[str]) -> Iter
     if sources.phantom:
         yield f'<p class="phantom" role="note">{PHANTOM}</p>'
     yield '<ul class="counts">'
-    for group, name in (("liver", "liver, tumours included"), ("tumour", "tumour")):
-        found = headline(results.scores)[group]
-        what = f"{'phantom ' if sources.phantom else ''}mean Dice, {name}"
-        between = f"{number(found['low'])} to {number(found['high'])}, " if found["low"] is not None else ""
-        yield f"<li><b>{number(found['mean']) or 'none'}</b>{what}"
-        yield f'<br><span class="faint">{between}n = {found["n"]}</span></li>'
+    for group in ("liver", "tumour"):
+        found = mean_dice(results.scores, group)
+        what = f"{'phantom ' if sources.phantom else ''}mean Dice, {NAMES[group]}"
+        between = f"{number(found.low)} to {number(found.high)}, " if found.low is not None else ""
+        yield f"<li><b>{number(found.mean) or 'none'}</b>{what}"
+        yield f'<br><span class="faint">{between}n = {len(found.differences)}</span></li>'
     lesions = results.summary["lesions"]["iou_0"]["all"]
     if lesions["reference"]:
         yield f"<li><b>{lesions['detected']} of {lesions['reference']}</b>lesions found"
@@ -91,15 +88,15 @@ def _plots(sources: ReportSources, results: Results) -> Iterator[str]:
     drawings = [measures_plot(scores, rival), lesions_plot(scores), volumes_plot(scores)]
     if rival:
         drawings.append(paired_plot(scores, rival))
-    yield f'<div class="drawings">{"".join(f"<div>{drawing}</div>" for drawing in drawings)}</div>'
+    yield f'<div class="drawings">{"".join(drawings)}</div>'
 
 
 def _viewer(shown: Shown) -> Iterator[str]:
     if shown.cases:
         spacing = " × ".join(f"{mm:.2g}" for mm in shown.cases[0].spacing_mm)
         yield viewer_html(shown.cases)
-        yield f'<p class="faint">Shown coarser than measured, the first case at {spacing} mm; '
-        yield "all figures are of the scans' own voxels.</p>"
+        yield '<p class="faint">To look at, not to measure: all figures are of the scans\' own voxels; those '
+        yield f"in the viewer are {spacing} mm in the first case.</p>"
 
 
 def _pictures(shown: Shown) -> Iterator[str]:
@@ -108,23 +105,25 @@ def _pictures(shown: Shown) -> Iterator[str]:
             f"{case} in an axial, a coronal and a sagittal plane: prediction filled, reference outlined"
         )
         yield f'<figure id="picture-{at}"><h3>{escape(case)}</h3><div class="scroll">'
-        yield f'<img loading="lazy" alt="{alt}" src="{data_url(content, "image/webp")}"></div></figure>'
+        yield f'<img alt="{alt}" src="{data_url(content, "image/webp")}"></div></figure>'
 
 
 def _films(shown: Shown) -> Iterator[str]:
     for case, content in shown.films.items():
         source = data_url(content, "video/mp4")
         yield f"<figure><h3>{escape(case)}</h3>"
-        yield f'<video controls loop muted playsinline src="{source}"></video></figure>'
+        poster = data_url(shown.posters[case], "image/webp")
+        yield f'<video controls loop muted playsinline preload="none" poster="{poster}" src="{source}">'
+        yield "</video></figure>"
     for case in shown.beside:
         yield f"<p>{escape(case)}: <code>films/{escape(case)}.mp4</code> beside this page</p>"
 
 
 def _links(shown: Shown) -> dict[str, str]:
     """Case → its name, leading to where it can be seen."""
-    targets = {one.case: f'#viewer" data-view="{at}' for at, one in enumerate(shown.cases)}
-    targets |= {case: f"#picture-{at}" for at, case in enumerate(shown.pictures) if case not in targets}
-    return {case: f'<a href="{target}">{escape(case)}</a>' for case, target in targets.items()}
+    pictures = {case: f'href="#picture-{at}"' for at, case in enumerate(shown.pictures)}
+    views = {one.case: f'href="#viewer" data-view="{at}"' for at, one in enumerate(shown.cases)}
+    return {case: f"<a {leads}>{escape(case)}</a>" for case, leads in (pictures | views).items()}
 
 
 def _training(sources: ReportSources, shown: Shown) -> Iterator[str]:

@@ -14,10 +14,10 @@ from liverseg_core.config import IngestConfig, ReportConfig
 from liverseg_core.evaluation.case_view import CaseView, open_view
 from liverseg_core.pictures import overlay_png
 from liverseg_core.report.card import model_card
-from liverseg_core.report.films import film
+from liverseg_core.report.films import film, poster
 from liverseg_core.report.page import Shown, report_page
 from liverseg_core.report.results import (
-    GROUP_NAMES,
+    NAMES,
     Results,
     hardest_tumours_first,
     headline,
@@ -44,6 +44,7 @@ class Drawn:
 
     pictures: list[str] = field(default_factory=list)
     films: list[str] = field(default_factory=list)
+    posters: dict[str, bytes] = field(default_factory=dict)
     stacks: list[Stack] = field(default_factory=list)
 
 
@@ -63,16 +64,17 @@ def write_report(
     """
     results = read_results(sources.evaluation)
     drawn = _draw_cases(sources, results, config, folder, progress)
-    shown = Shown(curves=_curves(sources))
     limit = round(config.megabytes * 1e6)
     pictures = ((case, _webp(folder / PICTURES / f"{case}.png")) for case in drawn.pictures)
     films = ((case, (folder / FILMS / f"{case}.mp4").read_bytes()) for case in drawn.films)
+    shown = Shown(curves=_curves(sources), posters=drawn.posters)
     room = limit - len(report_page(sources, results, shown).encode())
     shown.pictures = dict(_fitting(pictures, PICTURE_SHARE * room))
     room -= sum(map(_cost, shown.pictures.values()))
+    room -= sum(map(_cost, drawn.posters.values()))
     shown.films = dict(_fitting(films, FILM_SHARE * room))
     shown.beside = [case for case in drawn.films if case not in shown.films]
-    room = limit - len(report_page(sources, results, shown).encode()) - MARKUP * (10 + len(drawn.stacks))
+    room = limit - len(report_page(sources, results, shown).encode()) - MARKUP
     shown.cases = fit(drawn.stacks, room)
     page = report_page(sources, results, shown)
     (folder / PAGE).write_text(page)
@@ -112,6 +114,7 @@ def _draw_cases(
         if case in filmed:
             for suffix in (".gif", ".mp4"):
                 film(view, folder / FILMS / f"{case}{suffix}")
+            drawn.posters[case] = _webp(io.BytesIO(poster(view)))
         if case in viewed:
             drawn.stacks.append(coarser(stack_of(view), FINEST_MM))
     progress(len(names), len(names))
@@ -121,7 +124,7 @@ def _draw_cases(
 
 
 def _draw(view: CaseView, path: Path) -> None:
-    dice = ", ".join(f"{name} {number(view.score[group]['dice'])}" for group, name in GROUP_NAMES.items())
+    dice = ", ".join(f"{name} {number(view.score[group]['dice'])}" for group, name in NAMES.items())
     overlay_png(
         path, view.image, view.reference, view.prediction, view.spacing_mm, f"{view.case}: Dice of {dice}"
     )
@@ -138,10 +141,10 @@ def _curves(sources: ReportSources) -> bytes | None:
         return _webp(path)
 
 
-def _webp(path: Path) -> bytes:
+def _webp(source: Path | io.BytesIO) -> bytes:
     """A picture for the page, in a fifth of its bytes."""
     data = io.BytesIO()
-    with Pictures.open(path) as picture:
+    with Pictures.open(source) as picture:
         picture.convert("RGB").save(data, "WEBP", quality=PICTURE_QUALITY, method=4)
     return data.getvalue()
 

@@ -7,25 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_core.evaluation.comparison import Comparison, compare, scores_of
+from liverseg_core.evaluation.overlap import GROUPS
+from liverseg_core.pictures import GROUP_NAMES
+from liverseg_core.report import svg
 
 Scores = Sequence[Mapping[str, Any]]
 """Cases as `CaseScore.record`."""
 
-GROUP_NAMES = {
-    "liver": "liver, tumours included",
-    "liver_only": "liver, tumours excluded",
-    "tumour": "tumour",
-}
+NAMES = {group: GROUP_NAMES.get(group, group) for group in GROUPS}
 POLICY_NAMES = {
     "nan": "Dice, cases with neither left out",
     "lits": "Dice, 1 where neither has any, 0 for false alarms",
     "pooled": "Dice of all cases' voxels together",
 }
-SIZE_NAMES = {
-    "all": "all",
-    "below_10_mm": "below 10 mm",
-    "from_10_to_20_mm": "10 to 20 mm",
-    "from_20_mm": "20 mm and more",
+MEASURE_NAMES = {
+    "dice": "Dice",
+    "dice_lits": POLICY_NAMES["lits"],
+    "voe": "VOE, 1 − Jaccard",
+    "rvd": "RVD, above 0: too much predicted",
+    "assd_mm": "ASSD, mm",
+    "hd95_mm": "HD95, mm",
+    "mssd_mm": "MSSD, mm",
+    "surface_dice_2mm": "surface Dice at 2 mm",
+    "volume_ml": "predicted volume, ml",
+    "reference_volume_ml": "reference volume, ml",
 }
 CRITERION_NAMES = {"iou_50": "IoU above 0.5", "iou_0": "any voxel shared"}
 
@@ -50,6 +55,12 @@ class Published:
     source: str
     url: str
 
+
+NO_DEVICE = "Research software, not a medical device."
+PHANTOM = (
+    "<b>Phantom results.</b> The cases are computed, no patient was scanned. No figure on this page says "
+    "anything about patients, and none can be compared with figures of patients."
+)
 
 PUBLISHED = (
     Published(
@@ -76,7 +87,7 @@ PUBLISHED = (
 CAVEAT = (
     "Published figures are of the Decathlon's own validation or test cases, other cases than these: they "
     "show what is usual, not which model is better. Where a source says only “liver”, it stands under "
-    "tumours included. ≈: derived from what is published."
+    "liver with tumour. ≈: derived from what is published."
 )
 
 
@@ -94,7 +105,7 @@ def mean_dice(scores: Scores, group: str) -> Comparison:
 
 def headline(scores: Scores) -> dict[str, dict[str, float | int | None]]:
     """Mean Dice by class group, with the ends of its interval and the number of cases."""
-    found = {group: mean_dice(scores, group) for group in GROUP_NAMES}
+    found = {group: mean_dice(scores, group) for group in NAMES}
     return {
         group: {"mean": one.mean, "low": one.low, "high": one.high, "n": len(one.differences)}
         for group, one in found.items()
@@ -120,12 +131,17 @@ def _worth(case: Mapping[str, Any]) -> float:
     return float(case["liver"]["dice_lits"] + case["tumour"]["dice_lits"])
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure, with a true minus; empty where there is none."""
-    return "" if value is None else f"{value:.{digits}f}".replace("-", "−")
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """A figure; empty where there is none."""
+    return "" if value is None else svg.number(value, digits, sign=sign)
 
 
-def with_interval(found: Mapping[str, float | int | None]) -> str:
-    """`0.912 (0.87 to 0.95)`, or the mean alone where there is no interval."""
-    low, high = number(found["low"]), number(found["high"])
-    return f"{number(found['mean'])} ({low} to {high})" if low else number(found["mean"])
+def digits_of(measure: str) -> int:
+    """Decimals of one of the `MEASURES` that say something."""
+    return 1 if measure.endswith("_ml") else 2 if measure.endswith("_mm") else 3
+
+
+def with_interval(found: Comparison, *, sign: bool = False) -> str:
+    """`0.912 (0.870 to 0.950)`, or the mean alone where there is no interval."""
+    mean, low, high = (number(value, sign=sign) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})" if low else mean

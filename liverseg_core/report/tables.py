@@ -1,6 +1,6 @@
 """The report's tables: against others, all measures, lesions, every case."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -8,33 +8,23 @@ from liverseg_core.evaluation.comparison import compare, scores_of
 from liverseg_core.evaluation.lesions import CRITERIA
 from liverseg_core.evaluation.measures import MEASURES
 from liverseg_core.page import cell, head
+from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
     CAVEAT,
     CRITERION_NAMES,
-    GROUP_NAMES,
+    MEASURE_NAMES,
+    NAMES,
     POLICY_NAMES,
     PUBLISHED,
-    SIZE_NAMES,
     Results,
     Scores,
-    headline,
+    digits_of,
+    mean_dice,
     number,
     with_interval,
 )
 from liverseg_core.report.sources import Rival
 
-MEASURE_NAMES = {
-    "dice": "Dice",
-    "dice_lits": POLICY_NAMES["lits"],
-    "voe": "VOE, 1 − Jaccard",
-    "rvd": "RVD, above 0: too much predicted",
-    "assd_mm": "ASSD, mm",
-    "hd95_mm": "HD95, mm",
-    "mssd_mm": "MSSD, mm",
-    "surface_dice_2mm": "surface Dice at 2 mm",
-    "volume_ml": "predicted volume, ml",
-    "reference_volume_ml": "reference volume, ml",
-}
 COLUMNS: Mapping[str, tuple[str, str, int]] = {
     "liver Dice": ("liver", "dice", 3),
     "without tumours": ("liver_only", "dice", 3),
@@ -43,26 +33,27 @@ COLUMNS: Mapping[str, tuple[str, str, int]] = {
     "tumour HD95 mm": ("tumour", "hd95_mm", 1),
     "liver ASSD mm": ("liver", "assd_mm", 2),
     "liver ml": ("liver", "volume_ml", 0),
-    "true liver ml": ("liver", "reference_volume_ml", 0),
+    "reference liver ml": ("liver", "reference_volume_ml", 0),
     "tumour ml": ("tumour", "volume_ml", 1),
-    "true tumour ml": ("tumour", "reference_volume_ml", 1),
+    "reference tumour ml": ("tumour", "reference_volume_ml", 1),
 }
 """Of every case: heading → class group, measure, digits."""
+NUMBER = ' class="number"'
 FOUND, FALSE = "lesions found", "false lesions"
 
 
 def against_others(title: str, results: Results, rival: Rival | None) -> Iterator[str]:
     """Mean Dice beside the champion's on the same cases and what others published on other cases."""
-    groups = GROUP_NAMES.values()
-    yield from _open(["model", *(f"{name}" for name in groups), "cases"])
-    yield _line(f"<b>{escape(title)}</b>", *_dice(results.scores), _n(results.scores))
+    names = ["model", *NAMES.values(), "cases"]
+    yield from _open(names, "cards")
+    yield _card(names, f"<b>{escape(title)}</b>", *_dice(results.scores), str(len(results.scores)))
     if rival:
-        yield _line(escape(rival.name), *_dice(rival.scores), f"{_n(rival.scores)}, the same")
-        yield _line("difference, case by case", *_differences(results.scores, rival.scores), "both have")
+        yield _card(names, escape(rival.name), *_dice(rival.scores), f"{len(rival.scores)}, the same")
+        yield _card(names, "difference, case by case", *_differences(results.scores, rival.scores))
     for one in PUBLISHED:
         link = f'<a href="{one.url}" rel="noreferrer">{one.source}</a>' if one.url else one.source
         name = f'{one.name} <span class="faint">({link})</span>'
-        yield _line(name, one.liver, one.liver_only, one.tumour, one.on, kind="published")
+        yield _card(names, name, one.liver, one.liver_only, one.tumour, one.on, kind="published")
     yield f'</tbody></table></div><p class="faint">{CAVEAT}</p>'
     yield '<p class="faint">In brackets: 95 % bootstrap intervals over cases. A case in which neither has a '
     yield "tumour has no tumour Dice and is left out.</p>"
@@ -70,16 +61,15 @@ def against_others(title: str, results: Results, rival: Rival | None) -> Iterato
 
 def measures_table(summary: Mapping[str, Any]) -> Iterator[str]:
     """Mean, median, standard deviation and number of cases of every measure of every class group."""
-    yield from _open(["measure", "mean", "median", "standard deviation", "cases"])
-    for group, title in GROUP_NAMES.items():
+    yield from _open(["measure", "mean", "median", "sd", "cases"])
+    for group, title in NAMES.items():
         found = summary[group]
         yield f'<tr><th colspan="5" scope="colgroup">{title}</th></tr>'
         for policy, name in POLICY_NAMES.items():
             yield _spread(name, found["policies"][policy], 3)
         for measure in MEASURES:
             if not measure.startswith("dice"):
-                digits = 1 if measure.endswith("_ml") else 2 if measure.endswith("mm") else 3
-                yield _spread(MEASURE_NAMES[measure], found["spread"][measure], digits)
+                yield _spread(MEASURE_NAMES[measure], found["spread"][measure], digits_of(measure))
     burden = summary["burden"]
     yield '<tr><th colspan="5" scope="colgroup">tumour burden, tumour ÷ liver with tumours</th></tr>'
     yield _line("root mean square error", number(burden["rmse"], 4), "", "", str(burden["n"]))
@@ -126,19 +116,22 @@ def case_table(scores: Scores, links: Mapping[str, str]) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _open(names: Sequence[str]) -> Iterator[str]:
-    heads = "".join(
-        f'<th scope="col"{"" if at == 0 else NUMBER}>{escape(name)}</th>' for at, name in enumerate(names)
-    )
-    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
+def _open(names: Sequence[str], kind: str = "") -> Iterator[str]:
+    heads = (f'<th scope="col"{NUMBER if at else ""}>{escape(name)}</th>' for at, name in enumerate(names))
+    yield f'<div class="wide"><table class="{kind}"><thead><tr>{"".join(heads)}</tr></thead><tbody>'
 
 
-NUMBER = ' class="number"'
-
-
-def _line(name: str, *values: str, kind: str = "") -> str:
+def _line(name: str, *values: str) -> str:
     cells = "".join(f"<td{NUMBER}>{value}</td>" for value in values)
-    return f'<tr{f" class={kind}" if kind else ""}><th scope="row">{name}</th>{cells}</tr>'
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
+
+
+def _card(names: Sequence[str], *values: str, kind: str = "ours") -> str:
+    """A line that a phone shows as a card."""
+    cells = (
+        cell(name, "", value, at > 0) for at, (name, value) in enumerate(zip(names, values, strict=False))
+    )
+    return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
 def _spread(name: str, found: Mapping[str, Any], digits: int) -> str:
@@ -147,15 +140,10 @@ def _spread(name: str, found: Mapping[str, Any], digits: int) -> str:
 
 
 def _dice(scores: Scores) -> Iterable[str]:
-    return map(with_interval, headline(scores).values())
+    return (with_interval(mean_dice(scores, group)) for group in NAMES)
 
 
 def _differences(ours: Scores, theirs: Scores) -> Iterator[str]:
-    for group in GROUP_NAMES:
+    for group in NAMES:
         found = compare(*(scores_of(scores, group, "dice") for scores in (ours, theirs)))
-        shown = with_interval({"mean": found.mean, "low": found.low, "high": found.high})
-        yield f"+{shown}" if found.mean is not None and found.mean > 0 else shown
-
-
-def _n(scores: Collection[Any]) -> str:
-    return str(len(scores))
+        yield with_interval(found, sign=True)

@@ -60,7 +60,7 @@
       const wrong = toggles.errors.checked && shown.referenced && predicted !== reference;
       const over = wrong ? (reference > predicted ? MISSED : INVENTED)
         : toggles.prediction.checked ? FILLS[predicted] : null;
-      const share = over ? (wrong ? Math.max(alpha, .7) : alpha) : 0;
+      const share = !over ? 0 : wrong ? Math.max(alpha, .7) : Math.min(1, predicted === 2 ? 1.5 * alpha : alpha);
       for (let part = 0; part < 3; part++)
         image.data[4 * at + part] = (1 - share) * Math.min(255, Math.max(0, grey)) + (over ? share * over[part] : 0);
       image.data[4 * at + 3] = 255;

@@ -20,6 +20,7 @@ from jaxtyping import Shaped, UInt8
 from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.case_view import CaseView
 from liverseg_core.pictures import BODY_HU, LIVER, TUMOUR, focus
+from liverseg_core.report import svg
 
 ASSETS = tuple(Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
 LOWEST_HU, STEP_HU = -300, 4
@@ -63,7 +64,7 @@ class Packed:
     @property
     def size(self) -> int:
         """Bytes in the page."""
-        return len(escape(self.facts)) + len(self.voxels) + 200
+        return len(escape(self.facts)) + len(self.voxels) + 400
 
 
 def stack_of(view: CaseView) -> Stack:
@@ -117,8 +118,9 @@ def fit(stacks: Sequence[Stack], room: int) -> list[Packed]:
 
     Args:
         stacks: In the order of what they are worth.
-        room: Bytes at most.
+        room: Bytes at most, those of the viewer itself among them.
     """
+    room -= len(viewer_html(())) + sum(asset.stat().st_size for asset in ASSETS)
     for count in range(len(stacks), 0, -1):
         finest_mm = max(FINEST_MM, min(mm for stack in stacks for mm in stack.spacing_mm))
         while finest_mm <= COARSEST_MM:
@@ -162,7 +164,7 @@ def viewer_html(cases: Sequence[Packed]) -> str:
         for name in ("axial", "coronal", "sagittal")
     )
     windows = "".join(
-        f'<option value="{low},{high}">{name}, {low} to {high} HU</option>'
+        f'<option value="{low},{high}">{name}, {svg.number(low, 0)} to {high} HU</option>'
         for name, low, high in (("liver", -160, 240), ("narrow", 0, 180), ("wide", -300, 700))
     )
     toggles = "".join(
