@@ -26,6 +26,7 @@ TALK = Console(stderr=True, highlight=False)
 # In a file or a pipe a table is as wide as its rows: a folded path is none.
 DATA = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 LOG_INTERVAL_S = 15.0
+DICE_COLUMNS = ("mean", "median", "sd", "empty = 1", "pooled")
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
@@ -120,15 +121,21 @@ class _LogReport:
 def dice_table(summary: Mapping[str, Any]) -> Table:
     """Mean Dice by class under the three policies for classes that neither label has."""
     table = Table(title=f"Native-space Dice, {summary['cases']} validation cases", title_justify="left")
-    for heading in ("", "mean", "median", "sd", "empty = 1", "pooled"):
+    for heading in ("", *DICE_COLUMNS):
         table.add_column(heading, justify="left" if not heading else "right")
+    for row in dice_rows(summary):
+        table.add_row(*row)
+    return table
+
+
+def dice_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A class's name, then its texts under `DICE_COLUMNS`."""
     names = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)", "tumour": "tumour"}
     for group, name in names.items():
         policies = summary[group]["policies"]
         values = [policies["nan"][part] for part in ("mean", "median", "sd")]
         values += [policies["lits"]["mean"], policies["pooled"]["mean"]]
-        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values))
-    return table
+        yield name, *("–" if value is None else f"{value:.3f}" for value in values)
 
 
 def plain_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

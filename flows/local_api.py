@@ -158,7 +158,12 @@ def local_api(home: Path | None = None) -> Iterator[LocalApi | None]:
 def _used(api: LocalApi) -> Iterator[LocalApi | None]:
     """Point Prefect at the server, and at the end wait for it to have taken everything in."""
     from prefect.context import refresh_global_settings_context
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_UI_URL,
+        get_current_settings,
+        temporary_settings,
+    )
 
     if get_current_settings().api.url:
         api.stop()
@@ -167,8 +172,9 @@ def _used(api: LocalApi) -> Iterator[LocalApi | None]:
     os.environ["PREFECT_API_URL"] = api.url
     refresh_global_settings_context()
     try:
-        # Nobody watches the heartbeats of a local run, and to end their thread takes up to a second.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        # Nobody watches the heartbeats of a local run, and to end their thread takes up to a second. Nor are
+        # there pages that a link could lead to later.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_UI_URL: ""}):
             yield api
     finally:
         api.drain()

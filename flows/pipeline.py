@@ -1,10 +1,11 @@
-"""The whole project on one page: from a dataset to a registered model."""
+"""The whole project on one page: from a dataset to a registered model and its report."""
 
 from pathlib import Path
 
 from prefect import flow, runtime
 
 from flows.console import current_report
+from flows.run_page import run_name, show_model, show_report
 from flows.runners import open_runner
 from flows.settings import load_settings
 from liverseg_core.artifacts.local_store import in_bucket
@@ -15,11 +16,12 @@ from tasks.ensemble import Fold, ensemble_task, whole
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
+from tasks.report import report_task
 from tasks.split import split_task
 from tasks.train import train_task
 
 
-@flow(name="ingest-train-evaluate", persist_result=False, validate_parameters=True)
+@flow(name="ingest-train-evaluate", flow_run_name=run_name, persist_result=False, validate_parameters=True)
 def ingest_train_evaluate(
     source: str | None = None,
     store: str | None = None,
@@ -47,8 +49,11 @@ def ingest_train_evaluate(
         folds.append(Fold(dataset, model, evaluate_task(part, dataset, model)))
     made = whole(folds, lambda: ensemble_task(context, folds))
     version = register_task(context, made.dataset, made.model, made.evaluation)
+    show_model(made, version)
+    page = report_task(context, cases, made, version)
+    show_report(page)
     stages = {"split": made.dataset, "train": made.model, "evaluate": made.evaluation, "register": version}
-    return {"ingest": cases, **stages}
+    return {"ingest": cases, **stages, "report": page}
 
 
 def open_context(settings: Settings) -> Context:

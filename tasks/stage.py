@@ -11,6 +11,12 @@ from prefect.states import Completed
 from tasks.context import Context, Record
 
 
+def run_name(stage: str, context: Context) -> str:
+    """What a stage's runs are called: the stage, and the fold that it is done for."""
+    fold = context.settings.split.fold
+    return f"{stage} fold {fold}" if isinstance(fold, int) else stage
+
+
 def stage_task(stage: Callable[..., Record]) -> Callable[..., Record]:
     """Make a stage function a Prefect task of the same name; finding its artifact shows as Cached."""
 
@@ -22,7 +28,8 @@ def stage_task(stage: Callable[..., Record]) -> Callable[..., Record]:
         return Completed(name="Cached", data=record) if record["cached"] else record
 
     def call(context: Context, *inputs: Any) -> Record:
-        result = run(context, *inputs)
+        name = run_name(stage.__name__, context)
+        result = run.with_options(task_run_name=name)(context, *inputs)
         return cast(Record, result.result() if isinstance(result, State) else result)
 
     return call

@@ -50,6 +50,7 @@ __all__ = [
     "connect",
     "find_run",
     "finish_run",
+    "log_report",
     "open_run",
     "set_model",
 ]
@@ -156,6 +157,16 @@ def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> 
     """Say how a run ended."""
     with service():
         MlflowClient().set_terminated(run_id, status)
+
+
+def log_report(tracking: Tracking, run_id: str, folder: Path) -> None:
+    """Add the files of a report to a run, under `report/`; one that is there is replaced.
+
+    Raises:
+        LiversegError: LS401 when the server fails.
+    """
+    with service(tracking.uri):
+        MlflowClient().log_artifacts(run_id, str(folder), "report")
 
 
 class MetricLog:

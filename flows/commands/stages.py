@@ -44,7 +44,7 @@ def run(
     fold: Folds = None,
     as_json: Json = False,
 ) -> None:
-    """The whole flow, in this process: ingest, split, train, evaluate, register."""
+    """The whole flow, in this process: ingest, split, train, evaluate, register, report."""
     from flows.local_api import local_api
 
     every = all_overrides(overrides, workers, dask, fold)
@@ -109,7 +109,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Bring the model up to date with the stored cases."""
-    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "train", as_json)
+    settings = load_settings(config, all_overrides(overrides, fold=fold), store=store)
+    record = bring_up_to_date(settings, "train")
+    if as_json:
+        print_json(record)
 
 
 def evaluate(
@@ -120,7 +123,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Bring the evaluation of the model on the validation cases up to date."""
-    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "evaluate", as_json)
+    settings = load_settings(config, all_overrides(overrides, fold=fold), store=store)
+    evaluation = bring_up_to_date(settings, "evaluate")
+    if as_json:
+        print_json(evaluation)
+    else:
+        DATA.print(dice_table(evaluation["summary"]))
 
 
 def register(
@@ -131,39 +139,44 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Bring the registered version of the evaluated model up to date."""
-    _one_stage(load_settings(config, all_overrides(overrides, fold=fold), store=store), "register", as_json)
+    settings = load_settings(config, all_overrides(overrides, fold=fold), store=store)
+    record = bring_up_to_date(settings, "register")
+    if as_json:
+        print_json(record)
 
 
-def _one_stage(settings: Settings, last: str, as_json: bool) -> None:
-    """Run the stages up to `last` on the stored cases, without Prefect; what is done already is found."""
+def bring_up_to_date(settings: Settings, last: str) -> Record:
+    """Run the stages up to `last` on the stored cases, without Prefect; what is done already is found.
+
+    Returns:
+        What `last` returned; of several folds' models, the last one's.
+    """
     from flows.pipeline import open_context
     from tasks.context import fold_contexts
     from tasks.ensemble import Fold, ensemble, whole
     from tasks.evaluate import evaluate as evaluate_stage
     from tasks.ingest import stored_cases
     from tasks.register import register as register_stage
+    from tasks.report import report as report_stage
     from tasks.split import split as split_stage
     from tasks.train import train as train_stage
 
     with watching():
         context = open_context(settings)
         cases = stored_cases(context)
-        folds, results = [], []
+        folds: list[Fold] = []
         for part in fold_contexts(context):
             dataset = split_stage(part, cases)
-            results = [train_stage(part, dataset)]
+            model = train_stage(part, dataset)
             if last != "train":
-                results.append(evaluate_stage(part, dataset, results[0]))
-                folds.append(Fold(dataset, *results))
-        if folds:
-            made = whole(folds, lambda: ensemble(context, folds))
-            results = [made.evaluation]
-            if last == "register":
-                results = [register_stage(context, made.dataset, made.model, made.evaluation)]
-    if as_json:
-        print_json(results[-1])
-    elif last == "evaluate":
-        DATA.print(dice_table(results[-1]["summary"]))
+                folds.append(Fold(dataset, model, evaluate_stage(part, dataset, model)))
+        if last == "train":
+            return model
+        made = whole(folds, lambda: ensemble(context, folds))
+        if last == "evaluate":
+            return made.evaluation
+        version = register_stage(context, made.dataset, made.model, made.evaluation)
+        return version if last == "register" else report_stage(context, cases, made, version)
 
 
 def _show(result: Record) -> None:
@@ -172,6 +185,7 @@ def _show(result: Record) -> None:
     aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
     say(f"Registered {version['name']} version {version['version']}{aliases}: {version['reason']}")
     say(f"Pictures   {evaluation['path']}/pictures")
+    say(f"Report     {result['report']['page']}")
 
 
 def _quarantine(cases: Record) -> None:

@@ -17,8 +17,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., Any]
-STAGES = ("ingest", "split", "train", "evaluate", "register")
-HEAVY = {"torch", "mlflow", "distributed", "torchio", "monai"}
+STAGES = ("ingest", "split", "train", "evaluate", "register", "report")
+HEAVY = {"torch", "mlflow", "distributed", "torchio", "monai", "matplotlib", "av"}
 LINE = re.compile(r"(?P<stage>\w+) +\d+\.\d s  (?P<cached>Cached  )?\S.*")
 DRIVER = """
 import atexit, json, os, sys
@@ -40,20 +40,24 @@ def names(cases: list[dict[str, str]]) -> set[str]:
 
 
 def test_a_tar_becomes_a_registered_model(stored: Any) -> None:
-    """One command: Dice on stdout, a line a stage, a version, pictures that are there."""
+    """One command: Dice on stdout, a line a stage, a version, pictures and a report that are there."""
     rows = re.findall(r"│ ([a-z][^│]*?) *│ +([\d.]+|–) │", stored.ended.out)
     dice = dict(rows)
     assert list(dice) == ["liver (tumour included)", "liver (tumour excluded)", "tumour"]
     assert 0.2 < float(dice["liver (tumour included)"]) <= 1  # it was trained for a second: bad, not random
     assert cached(stored.ended.err) == dict.fromkeys(STAGES, False)
     said = stored.ended.err.splitlines()
-    assert len(said) == len(STAGES) + 2
-    assert said[-2] == "Registered liverseg version 1 (candidate, champion): champion: there was none"
-    pictures = Path(said[-1].removeprefix("Pictures").strip())
+    assert len(said) == len(STAGES) + 3
+    assert said[-3] == "Registered liverseg version 1 (candidate, champion): champion: there was none"
+    pictures = Path(said[-2].removeprefix("Pictures").strip())
     shown = sorted(pictures.glob("*.png"))
     assert len(shown) == 3, "two cases and the plot"
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in shown)
     assert list(stored.path.glob("mlflow-artifacts/**/learning_curves.png"))
+    page = Path(said[-1].removeprefix("Report").strip())
+    assert "liverseg version 1" in page.read_text()
+    (logged,) = stored.path.glob("mlflow-artifacts/**/report/report.html")
+    assert logged.read_bytes() == page.read_bytes()
 
 
 def test_a_rerun_finds_everything_and_imports_nothing_heavy(
@@ -87,18 +91,18 @@ def test_a_rerun_finds_everything_and_imports_nothing_heavy(
 def test_a_training_setting_reruns_what_depends_on_it(
     liverseg: Run, stored: Any, finished_at: Callable[[Path], dict[str, int]]
 ) -> None:
-    """Cases and split stay; model, evaluation and version are new, one each."""
+    """Cases and split stay; model, evaluation, version and report are new, one each."""
     before = finished_at(stored.path)
     changed = ["--set", "train.learning_rate=0.01", "--set", "train.steps=8"]
     ended = liverseg("run", stored.source, "--config", stored.config, "--store", stored.path, *changed).ok()
-    fresh = {"ingest": True, "split": True, "train": False, "evaluate": False, "register": False}
-    assert cached(ended.err) == fresh
+    assert cached(ended.err) == {stage: stage in {"ingest", "split"} for stage in STAGES}
     after = finished_at(stored.path)
     assert {name: after[name] for name in before} == before
     assert sorted(name.partition("/")[0] for name in after.keys() - before.keys()) == [
         "evaluations",
         "models",
         "registrations",
+        "reports",
     ]
 
 

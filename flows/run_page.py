@@ -1,0 +1,63 @@
+"""What a flow run shows on its page in Prefect: the measures, what became of the model, and the report.
+
+The stores hold all of it: a Prefect server that does not answer costs its page, never the run.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.console import DICE_COLUMNS, dice_rows
+from tasks.context import Record
+from tasks.ensemble import Fold
+from tasks.report_reference import PAGE
+
+
+def run_name() -> str:
+    """Name a run by its data and its recipe, as the parameters have them."""
+    from prefect import runtime
+
+    given = runtime.flow_run.parameters
+    names = [
+        str(given[name]).partition("?")[0].rstrip("/") for name in ("source", "config") if given.get(name)
+    ]
+    return ", ".join(name.rpartition("/")[2] for name in names) or "stored cases"
+
+
+def show_model(made: Fold, version: Record) -> None:
+    """The Dice table and a summary, under keys that stay the same from run to run."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    summary, name = made.evaluation["summary"], f"{version['name']} version {version['version']}"
+    rows = [dict(zip(("class", *DICE_COLUMNS), row, strict=True)) for row in dice_rows(summary)]
+    about = f"Native-space Dice of {name}, {summary['cases']} validation cases"
+    aliases = ", ".join(version["aliases"]) or "none"
+    keys = {"data": made.dataset["key"], "model": made.model["key"], "evaluation": made.evaluation["key"]}
+    lines = [f"# {name}", "", version["reason"], "", f"- aliases: {aliases}"]
+    lines += [f"- dataset: {made.dataset['dataset']}", *(f"- {what}: `{key}`" for what, key in keys.items())]
+    lines += ["", "Research software, not a medical device."]
+    with _not_insisting():
+        create_table_artifact(rows, key="liverseg-dice", description=about)
+        create_markdown_artifact("\n".join(lines), key="liverseg-model", description=f"What became of {name}")
+
+
+def show_report(report: Record) -> None:
+    """A link to the report: in MLflow where that has pages, else where the store keeps it."""
+    from prefect.artifacts import create_link_artifact
+
+    run, page = report["links"].get("MLflow run"), report["page"]
+    link = f"{run}/artifacts/report/{PAGE}" if run else page if "://" in page else Path(page).as_uri()
+    with _not_insisting():
+        create_link_artifact(link, f"Report of {report['title']}", key="liverseg-report", description=page)
+
+
+@contextlib.contextmanager
+def _not_insisting() -> Iterator[None]:
+    import httpx
+    from prefect.exceptions import PrefectException
+    from prefect.logging import get_run_logger
+
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        get_run_logger().warning("Prefect took no artifact: %s", error)
