@@ -21,6 +21,7 @@ from liverseg_core.report.results import (
     digits_of,
     mean_dice,
     number,
+    web_links,
     with_interval,
 )
 from liverseg_core.report.sources import ReportSources
@@ -102,9 +103,9 @@ def _measures(sources: ReportSources, results: Results, spec: Mapping[str, Any])
                 yield _row(name, summary["spread"][measure], digits_of(measure))
     yield from _optimism(sources, spec)
     if sources.champion:
-        yield f"\nCompared with {_escape(sources.champion.name)}; the verdict: {_escape(sources.verdict)}"
+        yield f"\nCompared with {_escape(sources.champion.name)}. Verdict: {_escape(sources.verdict)}"
     elif sources.verdict:
-        yield f"\n{_escape(sources.verdict)}"
+        yield f"\nVerdict: {_escape(sources.verdict)}"
 
 
 def _row(name: str, found: Mapping[str, Any], digits: int) -> str:
@@ -125,8 +126,8 @@ def _optimism(sources: ReportSources, spec: Mapping[str, Any]) -> Iterator[str]:
     if named:
         yield f"\nChosen on the same cases, which flatters the figures: {'; '.join(named)}."
     if spec["members"] > 1:
-        yield "\nEach case was scored by the one member that had not trained on it. The members together, which"
-        yield "is this model, have trained on every case and were not measured themselves."
+        yield "\nEach case was scored by the one member that had not trained on it. The members together, the"
+        yield "model itself, have trained on every case and were not measured."
 
 
 def _lesions(results: Results) -> Iterator[str]:
@@ -148,10 +149,10 @@ def _lesions(results: Results) -> Iterator[str]:
 def _limits(sources: ReportSources, results: Results) -> Iterator[str]:
     if sources.phantom:
         yield "- No scan of a patient was measured. Nothing is known of how it does on one."
-    yield "- Nothing was measured by scanner, contrast phase, age, sex or disease: the data does not say them."
+    yield "- Nothing was measured by scanner, contrast phase, age, sex or disease: the data does not say."
     yield "- Cases from elsewhere than this dataset were not measured."
     if len(results.scores) < FEW:
-        yield f"- {len(results.scores)} cases are few: intervals are rough, rare failures may not be among them."
+        yield f"- {len(results.scores)} cases are few: intervals are rough, rare failures may be missing."
     yield from _without_tumours(results.scores)
     rows = [row for row in sources.data if row.case in sources.validation]
     yield from _range_measured(rows)
@@ -179,8 +180,9 @@ def _range_measured(rows: list[CaseRow]) -> Iterator[str]:
 
 
 def _purpose() -> Iterator[str]:
-    yield f"Research on segmentation of liver and liver tumours in CT. {NO_DEVICE} Not for diagnosis, not for"
-    yield "planning treatment, and no label of it should be used before somebody competent has looked at it."
+    yield f"Research on segmentation of liver and liver tumours in CT. {NO_DEVICE}"
+    yield "Not for diagnosis, not for planning treatment; no label of it should be used before somebody"
+    yield "competent has looked at it."
 
 
 def _usage(sources: ReportSources) -> Iterator[str]:
@@ -195,8 +197,10 @@ def _usage(sources: ReportSources) -> Iterator[str]:
 
 
 def _origin(sources: ReportSources) -> Iterator[str]:
-    for name, value in {**sources.provenance, **sources.links}.items():
+    for name, value in sources.provenance.items():
         yield f"- {_escape(name)}: {_escape(value)}"
+    for name, url in web_links(sources.links).items():
+        yield f"- {_escape(name)}: <{url}>"
     yield "\nThe settings that made it:\n"
     yield from (f"    {line}" for line in sources.recipe.splitlines())
 

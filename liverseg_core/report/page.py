@@ -8,7 +8,7 @@ from pathlib import Path
 from liverseg_core.cases.data_page import data_overview, data_table
 from liverseg_core.page import data_url, html_page
 from liverseg_core.report.plots import lesions_plot, measures_plot, paired_plot, volumes_plot
-from liverseg_core.report.results import NAMES, NO_DEVICE, PHANTOM, Results, mean_dice, number
+from liverseg_core.report.results import NAMES, NO_DEVICE, PHANTOM, Results, mean_dice, number, web_links
 from liverseg_core.report.sources import ReportSources
 from liverseg_core.report.tables import against_others, case_table, lesion_table, measures_table
 from liverseg_core.report.viewer import ASSETS, Packed, viewer_html
@@ -144,9 +144,9 @@ def _data(sources: ReportSources) -> Iterator[str]:
 
 
 def _origin(sources: ReportSources) -> Iterator[str]:
-    links = {name: url for name, url in sources.links.items() if url.startswith(("http://", "https://"))}
     values = {
-        name: f'<a href="{escape(url)}" rel="noreferrer">{escape(url)}</a>' for name, url in links.items()
+        name: f'<a href="{escape(url)}" rel="noreferrer">{escape(url)}</a>'
+        for name, url in web_links(sources.links).items()
     }
     values |= {name: f"<code>{escape(value)}</code>" for name, value in sources.provenance.items()}
     terms = (f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in values.items())

@@ -4,7 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image as Pictures
@@ -109,6 +109,7 @@ def _draw_cases(
     for done, case in enumerate(names):
         progress(done, len(names))
         view = open_view(known[case], sources.validation[case], sources.evaluation / "predictions", ingest)
+        view = replace(view, case=case)  # by the name that it was scored under
         if case in worst:
             _draw(view, folder / PICTURES / f"{case}.png")
         if case in filmed:
@@ -124,7 +125,7 @@ def _draw_cases(
 
 
 def _draw(view: CaseView, path: Path) -> None:
-    dice = ", ".join(f"{name} {number(view.score[group]['dice'])}" for group, name in NAMES.items())
+    dice = ", ".join(f"{name} {number(view.score[group]['dice']) or 'none'}" for group, name in NAMES.items())
     overlay_png(
         path, view.image, view.reference, view.prediction, view.spacing_mm, f"{view.case}: Dice of {dice}"
     )

@@ -1,6 +1,7 @@
 """What an evaluation found, as page and card tell it: means with intervals, and what others published."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,11 @@ def _worth(case: Mapping[str, Any]) -> float:
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """A figure; empty where there is none."""
     return "" if value is None else svg.number(value, digits, sign=sign)
+
+
+def web_links(links: Mapping[str, str]) -> dict[str, str]:
+    """Those that lead to a web page, and nowhere else: a click runs what other schemes hold."""
+    return {name: url for name, url in links.items() if re.fullmatch(r"https?://[^\s<>]+", url)}
 
 
 def digits_of(measure: str) -> int:

@@ -21,6 +21,7 @@ from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.case_view import CaseView
 from liverseg_core.pictures import BODY_HU, LIVER, TUMOUR, focus
 from liverseg_core.report import svg
+from liverseg_core.report.scene import BODY_SHARE
 
 ASSETS = tuple(Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
 LOWEST_HU, STEP_HU = -300, 4
@@ -30,9 +31,6 @@ MARGIN_MM = 25.0
 """Shown above and below the labels."""
 MISSED, INVENTED = "#56b4e9", "#ff6a13"
 """Sky blue and vermilion: apart for every kind of colour vision."""
-
-BODY_SHARE = 0.01
-"""A row or column with less of it above `BODY_HU` shows the table or noise."""
 
 Box = tuple[slice, slice, slice]
 Volume = Shaped[np.ndarray, "x y z"]
