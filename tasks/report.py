@@ -11,12 +11,12 @@ from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
-from liverseg_core.provenance import git_commit
 from liverseg_core.report.sources import ReportSources, Rival
 from liverseg_core.stages import EVALUATE, REPORT, TRAIN
 from tasks.context import Context, Record, fetch_cases
 from tasks.ensemble import Fold
 from tasks.ingest import data_report
+from tasks.register import flow_run_link
 from tasks.report_reference import PAGE
 from tasks.stage import stage_task
 
@@ -75,7 +75,7 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
 
     settings = context.settings
     tracking = connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
-    links = _mlflow_links(tracking.uri, tracking.experiment, version) | _prefect_link()
+    links = _mlflow_links(tracking.uri, tracking.experiment, version) | flow_run_link("Prefect flow run")
     champion, verdict = _champion(context.store, made, version)
     with _whole_evaluation(context.store, made.evaluation["key"]) as evaluation:
         sources = ReportSources(
@@ -146,7 +146,6 @@ def _provenance(store: Store, made: Fold, version: Record) -> dict[str, str]:
         "registration key": version["key"],
         "trained at commit": trained["git_commit"],
         "evaluated at commit": scored["git_commit"],
-        "reported at commit": git_commit(),
         "libraries": libraries,
     }
     return {name: value for name, value in told.items() if value}
@@ -169,15 +168,6 @@ def _mlflow_links(uri: str, experiment: str, version: Record) -> dict[str, str]:
         "MLflow version": f"{pages}/models/{version['name']}/versions/{version['version']}",
         "MLflow run": f"{pages}/experiments/{experiment}/runs/{version['run_id']}",
     }
-
-
-def _prefect_link() -> dict[str, str]:
-    """The page of the flow run that this process works for; a temporary API has none."""
-    from prefect import runtime
-    from prefect.settings import PREFECT_UI_URL
-
-    known = runtime.flow_run.id and PREFECT_UI_URL.value()
-    return {"Prefect flow run": runtime.flow_run.ui_url} if known else {}
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def half_written(store: Path) -> None:
     assert not bare
 
 
-ARTIFACTS = ("cases", "datasets", "models", "evaluations", "registrations")
+ARTIFACTS = ("cases", "datasets", "models", "evaluations", "registrations", "reports")
 
 
 def rewritten(source: Path, target: Path, changes: Mapping[str, bytes | None]) -> Path:

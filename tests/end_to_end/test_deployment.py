@@ -106,6 +106,18 @@ def test_typed_at_the_shell(deployed: dict[str, str], mlflow_server: str) -> Non
     ]
     model = ask(f"{mlflow_server}/api/2.0/mlflow/registered-models/get?name=liverseg")["registered_model"]
     assert {alias["alias"]: alias["version"] for alias in model["aliases"]}["champion"] == "1"
+    mlflow_run = found["model_versions"][0]["run_id"]
+    report = ask(f"{mlflow_server}/api/2.0/mlflow/artifacts/list?run_id={mlflow_run}&path=report")
+    assert {file["path"] for file in report["files"]} >= {"report/report.html", "report/model_card.md"}
+    shown = ask(f"{api}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    artifacts = {artifact["key"]: artifact["data"] for artifact in shown}
+    assert artifacts.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report"}
+    place = f"/runs/{mlflow_run}/artifacts/report/report.html)"
+    assert artifacts["liverseg-report"].startswith(f"[Report of liverseg version 1]({mlflow_server}/#/")
+    assert artifacts["liverseg-report"].endswith(place)
+    page = next(Path(deployed["LIVERSEG_STORE"]).glob("reports/*/report.html")).read_text()
+    assert f"/flow-runs/flow-run/{run_id}" in page
+    assert f"{mlflow_server}/#/models/liverseg/versions/1" in page
 
 
 def test_typed_again_everything_is_cached(deployed: dict[str, str], mlflow_server: str) -> None:

@@ -74,12 +74,12 @@ def test_the_whole_flow(
     store = opened(url, bucket, tmp_path / "elsewhere", monkeypatch)
     expected = on_disk(stored.path)
     found = digests(store)
-    assert len(found) == 11
+    assert len(found) == 12
     assert {key: expected.get(key) for key in found} == found, "the same digests as on disk"
     again = liverseg(*arguments, "--json", **settings).ok().data
     assert all(stage["cached"] for stage in again.values())
     status = liverseg("status", "--store", url, "--json", **settings).ok().data
-    assert [row["complete"] for row in status["stages"]] == [7, 1, 1, 1, 1]
+    assert [row["complete"] for row in status["stages"]] == [7, 1, 1, 1, 1, 1]
     assert liverseg("doctor", "--store", url, **settings).code == 0
     scan = tmp_path / "scan.nii.gz"
     model = store.fetch(STAGES[2], done["train"]["key"])
