@@ -258,6 +258,15 @@ class RegisterConfig(Section):
     """How sure: of the paired bootstrap's interval, the upper end must be below."""
 
 
+class RetrainConfig(Section):
+    """How a model is trained again when data has come."""
+
+    warm_start: bool = True
+    """Begin with the champion's weights; its network must be the recipe's."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of a training that begins so; None: `train.steps`."""
+
+
 class ReportConfig(Section):
     """What the report of an evaluation shows of single cases."""
 
@@ -336,6 +345,7 @@ class Settings(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     report: ReportConfig = ReportConfig()
+    retrain: RetrainConfig = RetrainConfig()
     compute: ComputeConfig = ComputeConfig()
     remote: RemoteConfig = RemoteConfig()
     storage: StorageConfig = StorageConfig()

@@ -59,8 +59,8 @@ def run(
     if as_json:
         print_json(result)
     else:
-        _show(result)
-    _quarantine(result["ingest"])
+        show_result(result)
+    name_quarantined(result["ingest"])
 
 
 def ingest(
@@ -98,7 +98,7 @@ def ingest(
     else:
         DATA.print(case_table(described))
         say_flags(described)
-    _quarantine(result)
+    name_quarantined(result)
 
 
 def train(
@@ -179,7 +179,8 @@ def bring_up_to_date(settings: Settings, last: str) -> Record:
         return version if last == "register" else report_stage(context, cases, made, version)
 
 
-def _show(result: Record) -> None:
+def show_result(result: Record) -> None:
+    """Print what a run came to."""
     version, evaluation = result["register"], result["evaluate"]
     DATA.print(dice_table(evaluation["summary"]))
     aliases = f" ({', '.join(version['aliases'])})" if version["aliases"] else ""
@@ -188,7 +189,7 @@ def _show(result: Record) -> None:
     say(f"Report     {result['report']['page']}")
 
 
-def _quarantine(cases: Record) -> None:
+def name_quarantined(cases: Record) -> None:
     """Name the cases that could not be used, and end with the exit code that says so."""
     for entry in cases["quarantined"]:
         say(f"Quarantined {entry['case']}: {entry['reason']}")
