@@ -9,7 +9,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const key = row => row.cells[at]?.dataset.key ?? "";
       const compare = head.classList.contains("number") ? (a, b) => a - b
         : (a, b) => a.localeCompare(b, "en", { numeric: true });
-      const order = (a, b) => key(a) === "" ? 1 : key(b) === "" ? -1 : (up ? 1 : -1) * compare(key(a), key(b));
+      const sign = up ? 1 : -1;
+      const order = (a, b) => key(a) === "" ? 1 : key(b) === "" ? -1 : sign * compare(key(a), key(b));
       body.append(...[...body.rows].sort(order));
     };
   }

@@ -48,8 +48,9 @@ def against_others(title: str, results: Results, rival: Rival | None) -> Iterato
     yield from _open(names, "cards")
     yield _card(names, f"<b>{escape(title)}</b>", *_dice(results.scores), str(len(results.scores)))
     if rival:
-        yield _card(names, escape(rival.name), *_dice(rival.scores), f"{len(rival.scores)}, the same")
-        yield _card(names, "difference, case by case", *_differences(results.scores, rival.scores))
+        name = f'{escape(rival.name)} <span class="faint">(compared with to be promoted)</span>'
+        yield _card(names, name, *_dice(rival.scores), f"{len(rival.scores)}, the same")
+        yield _card(names, "difference, case by case", *_differences(results.scores, rival.scores), "")
     for one in PUBLISHED:
         link = f'<a href="{one.url}" rel="noreferrer">{one.source}</a>' if one.url else one.source
         name = f'{one.name} <span class="faint">({link})</span>'

@@ -60,9 +60,10 @@
       const wrong = toggles.errors.checked && shown.referenced && predicted !== reference;
       const over = wrong ? (reference > predicted ? MISSED : INVENTED)
         : toggles.prediction.checked ? FILLS[predicted] : null;
-      const share = !over ? 0 : wrong ? Math.max(alpha, .7) : Math.min(1, predicted === 2 ? 1.5 * alpha : alpha);
+      const usual = Math.min(1, predicted === 2 ? 1.5 * alpha : alpha); // tumours are small
+      const share = !over ? 0 : wrong ? Math.max(alpha, .7) : usual, under = Math.min(255, Math.max(0, grey));
       for (let part = 0; part < 3; part++)
-        image.data[4 * at + part] = (1 - share) * Math.min(255, Math.max(0, grey)) + (over ? share * over[part] : 0);
+        image.data[4 * at + part] = (1 - share) * under + share * (over?.[part] ?? 0);
       image.data[4 * at + 3] = 255;
     });
     return image;
@@ -76,8 +77,9 @@
     for (let row = 0; row < height; row++)
       for (let column = 0; column < width; column++) {
         const here = inside(column, row), right = (column + 1) * across, bottom = (row + 1) * down;
-        if (here !== inside(column + 1, row)) context.moveTo(right, row * down), context.lineTo(right, bottom);
-        if (here !== inside(column, row + 1)) context.moveTo(column * across, bottom), context.lineTo(right, bottom);
+        const line = (x, y) => { context.moveTo(x, y); context.lineTo(right, bottom); };
+        if (here !== inside(column + 1, row)) line(right, row * down);
+        if (here !== inside(column, row + 1)) line(column * across, bottom);
       }
     context.strokeStyle = colour(lowest === 2 ? "tumour" : "liver");
     context.lineWidth = 1.75 * devicePixelRatio;
@@ -108,7 +110,8 @@
     small.getContext("2d").putImageData(paint(cut), 0, 0);
     context.imageSmoothingQuality = "high";
     context.drawImage(small, 0, 0, wide, high);
-    if (toggles.reference.checked && shown.referenced) for (const lowest of [1, 2]) outline(context, cut, lowest);
+    const outlined = toggles.reference.checked && shown.referenced ? [1, 2] : [];
+    for (const lowest of outlined) outline(context, cut, lowest);
     mark(context, cut, wide, high);
     say();
   }
@@ -131,7 +134,8 @@
   }
 
   function say(point = shown.point) {
-    const name = picker.selectedOptions[0].text, kind = Object.keys(PLANES).find(key => PLANES[key] === plane);
+    const name = picker.selectedOptions[0].text;
+    const kind = Object.keys(PLANES).find(key => PLANES[key] === plane);
     const count = shown.shape[plane.through], at = shown.point[plane.through];
     const where = `${kind} slice ${at + 1} of ${count}`;
     slider.max = count - 1;
@@ -162,7 +166,10 @@
   // The voxel under a pointer.
   function under(event) {
     const box = canvas.getBoundingClientRect(), point = [...shown.point];
-    const share = { [plane.across]: (event.clientX - box.left) / box.width, [plane.up]: (event.clientY - box.top) / box.height };
+    const share = {
+      [plane.across]: (event.clientX - box.left) / box.width,
+      [plane.up]: (event.clientY - box.top) / box.height,
+    };
     for (const axis of [plane.across, plane.up]) {
       const from = shown.shape[axis] - 1 - Math.floor(share[axis] * shown.shape[axis]);
       point[axis] = Math.min(shown.shape[axis] - 1, Math.max(0, from));
@@ -170,7 +177,8 @@
     return point;
   }
 
-  const KEYS = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -1e6, End: 1e6 };
+  const KEYS = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10,
+    Home: -1e6, End: 1e6 };
   const TOGGLES = { p: "prediction", r: "reference", e: "errors" };
   canvas.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -203,7 +211,10 @@
     if (grip.moved) step(grip.slice + slices - shown.point[plane.through]);
   });
   canvas.addEventListener("pointerup", event => {
-    if (grip && !grip.moved) shown.point = under(event), draw();
+    if (grip && !grip.moved) {
+      shown.point = under(event);
+      draw();
+    }
     grip = null;
   });
   canvas.addEventListener("pointercancel", () => { grip = null; });

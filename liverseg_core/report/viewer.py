@@ -181,13 +181,14 @@ def viewer_html(cases: Sequence[Packed]) -> str:
 <fieldset class="toggles"><legend>Show</legend>{toggles}</fieldset>
 <label class="opacity">Opacity <input type="range" name="opacity" min="0" max="100" value="45"></label>
 </div>
-<div class="stage"><canvas tabindex="0" role="img"></canvas></div>
+<div class="stage"><canvas tabindex="0" role="img" aria-describedby="viewer-help"></canvas></div>
 <label class="slice">Slice <input type="range" name="slice" min="0" value="0"></label>
 <output></output>
 <ul class="legend"><li class="liver">liver</li><li class="tumour">tumour</li>
 <li class="missed">missed: the reference has more</li>
 <li class="invented">invented: the prediction has more</li></ul>
-<p class="faint help">Wheel, drag sideways, slider or arrow keys: slices; page keys: ten; click or tap: the
-place that all planes go through; keys 1 2 3: planes, p r e: prediction, reference, errors.</p>
+<p class="faint help" id="viewer-help">Wheel, drag sideways, slider or arrow keys: slices;
+page keys: ten; click or tap: the place that all planes go through; keys 1 2 3: planes, p r e: prediction,
+reference, errors.</p>
 <noscript><p class="problem">The viewer needs JavaScript.</p></noscript>
 </section>{blocks}"""
