@@ -28,7 +28,7 @@ from tasks.tracking import Tracking, service
 from tasks.version_page import version_page
 from tasks.version_scores import VALIDATION, scores_of_version
 
-DECIDED, FORCED = "liverseg.decided", "liverseg.forced"
+COMPARISON, DECIDED, FORCED = "liverseg.comparison", "liverseg.decided", "liverseg.forced"
 
 
 def contend(
@@ -136,7 +136,7 @@ def _judge(
     validation = candidate.tags.get(VALIDATION, "none")
     rival = champion and Rival(f"version {champion.version}", scores_of_version(client, champion, validation))
     promoted, reason = decide(scores_of_version(client, candidate, validation), rival, limits)
-    tags = {REASON: reason}
+    tags = {REASON: reason, COMPARISON: reason}
     if champion:
         against = {"name": champion.name, "version": int(champion.version)}
         tags[AGAINST] = json.dumps(against | {"evaluation_key": champion.tags.get(EVALUATION)})

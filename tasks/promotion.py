@@ -135,4 +135,4 @@ def _told(name: str, mean: float, found: Mapping[str, Comparison]) -> str:
         interval = "" if one.low is None else f", {one.low:+.4f} to {one.high:+.4f}"
         parts.append(f"{group} {one.mean:+.4f}{interval}")
     figures = "; ".join(parts)
-    return f"mean Dice {mean:+.4f} to {name} on {cases} validation case{'s' * (cases != 1)} ({figures})"
+    return f"mean Dice {mean:+.4f} against {name} on {cases} validation case{'s' * (cases != 1)} ({figures})"

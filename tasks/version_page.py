@@ -1,5 +1,6 @@
 """What a registered version answers: which data, which code, which recipe, how good, against whom."""
 
+import html
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from tasks.registry import VersionRecord
 
 MEASURES = "liverseg.measures"
 """Mean Dice, spread and number of cases by class group, as JSON."""
-CLASSES = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)", "tumour": "tumour"}
+CLASSES = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)"}
 REPORT = "artifacts/report/report.html"
 NOT_KNOWN = "not recorded"
 
@@ -30,23 +31,13 @@ def answers(version: VersionRecord) -> dict[str, str]:
         "Which data": several(told("dataset", "cases"), keyed("data_key", "data key")),
         "Which code": several(keyed("git_commit", "commit"), told("libraries")),
         "Which recipe": several(told("recipe"), told("started_from"), keyed("config_key", "recipe key")),
-        "How good": several(*(f"{name} {dice_text(found)}" for name, found in measures(version).items())),
-        "Against whom": several(version.reason, f"decided {tags['decided']}" if "decided" in tags else ""),
+        "How good": several(
+            *(_dice(*measured) for measured in json.loads(tags.get("measures", "{}")).items())
+        ),
+        "Against whom": several(
+            *dict.fromkeys([tags.get("comparison", ""), version.reason]), told("decided")
+        ),
     }
-
-
-def measures(version: VersionRecord) -> dict[str, Mapping[str, Any]]:
-    """`mean`, `sd` and `n` of native-space Dice by class group, where they were recorded."""
-    found: dict[str, Mapping[str, Any]] = json.loads(version.tags.get(MEASURES, "{}"))
-    return found
-
-
-def dice_text(found: Mapping[str, Any]) -> str:
-    """Mean and spread in a few letters."""
-    if found["mean"] is None:
-        return "–"
-    spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
-    return f"{found['mean']:.3f}{spread} (n = {found['n']})"
 
 
 def links(version: VersionRecord, experiment: str, server: str = "") -> dict[str, str]:
@@ -65,11 +56,14 @@ def links(version: VersionRecord, experiment: str, server: str = "") -> dict[str
 
 def version_page(version: VersionRecord, experiment: str) -> str:
     """The description that MLflow shows on the version's page, in Markdown."""
+    # Names come from other people's files.
+    rows = [f"**{question}?** {html.escape(answer)}" for question, answer in answers(version).items()]
     linked = " · ".join(f"[{name}]({url})" for name, url in links(version, experiment).items())
-    rows = [f"**{question}?** {answer}" for question, answer in answers(version).items()]
-    table = ["| native-space Dice | mean | sd | cases |", "|---|---|---|---|"]
-    for group, found in measures(version).items():
-        mean, sd = ("–" if found[part] is None else f"{found[part]:.3f}" for part in ("mean", "sd"))
-        table.append(f"| {CLASSES.get(group, group)} | {mean} | {sd} | {found['n']} |")
-    parts = [*rows, "\n".join(table), linked, "Research software, not a medical device."]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*rows, linked, "Research software, not a medical device."]) + "\n"
+
+
+def _dice(group: str, found: Mapping[str, Any]) -> str:
+    """Mean and spread of native-space Dice in a few words."""
+    name, mean = CLASSES.get(group, group), found["mean"]
+    spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
+    return f"{name} –" if mean is None else f"{name} Dice {mean:.3f}{spread} of {found['n']}"

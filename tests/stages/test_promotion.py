@@ -60,7 +60,7 @@ def shifted(liver: float, tumour: float) -> Dice:
 @pytest.mark.parametrize(
     ("candidate", "limits", "promoted", "why"),
     [
-        pytest.param(TEN, {}, True, "champion: mean Dice +0.0000 to version 1 on 10", id="equal"),
+        pytest.param(TEN, {}, True, "champion: mean Dice +0.0000 against version 1 on 10", id="equal"),
         pytest.param(shifted(0, 0.02), {}, True, "tumour +0.0200, +0.0200 to +0.0200", id="better"),
         pytest.param(shifted(0, -0.01), {}, False, "not champion: mean Dice -0.0050", id="worse"),
         pytest.param(shifted(0, -0.01), {"tolerance": 0.006}, True, "champion: mean", id="within tolerance"),
@@ -150,13 +150,13 @@ def test_better_worse_forced_and_rolled_back(store: Tracking, registration: Make
     worse = register(store, registration(store, "worse", [(0.9, 0.8)]))
     assert aliases(name) == {"candidate": 2, "champion": 1}
     assert worse.reason == (
-        "not champion: mean Dice -0.0500 to version 1 on 1 validation case (liver +0.0000; tumour -0.1000)"
-        "; too much tumour Dice lost"
+        "not champion: mean Dice -0.0500 against version 1 on 1 validation case "
+        "(liver +0.0000; tumour -0.1000); too much tumour Dice lost"
     )
     assert worse.against == {"name": name, "version": 1, "evaluation_key": "evaluation a"}
     better = register(store, registration(store, "better", [(0.92, 0.95)]))
     assert aliases(name) == {"candidate": 3, "champion": 3, "previous": 1}
-    assert better.reason.startswith("champion: mean Dice +0.0350 to version 1 on 1 validation case")
+    assert better.reason.startswith("champion: mean Dice +0.0350 against version 1 on 1 validation case")
 
     with pytest.raises(
         LiversegError, match=r"LS901: .* version 2 is not champion: mean Dice -0\.0850"
@@ -164,7 +164,7 @@ def test_better_worse_forced_and_rolled_back(store: Tracking, registration: Make
         promote(store, f"models:/{name}/2", LIMITS)
     assert refused.value.exit_code == 9
     forced = promote(store, f"models:/{name}/2", LIMITS, force=True)
-    assert forced.reason.startswith("champion: forced, though not champion: mean Dice -0.0850 to version 3")
+    assert forced.reason.startswith("champion: forced, though not champion: mean Dice -0.0850 against")
     assert forced.tags["liverseg.forced"].startswith("not champion: mean")
     assert aliases(name) == {"candidate": 2, "champion": 2, "previous": 3}
 
@@ -177,7 +177,14 @@ def test_better_worse_forced_and_rolled_back(store: Tracking, registration: Make
     )
     assert promote(store, f"models:/{name}@champion", LIMITS).reason == now.reason, "it is already"
     page = MlflowClient().get_model_version(name, "3").description
-    for part in ("**Which data?**", "**Which code?**", "phantom", "| tumour | 0.950 |", now.reason):
+    for part in (
+        "**Which data?**",
+        "**Which code?**",
+        "phantom",
+        "tumour Dice 0.950 of 1",
+        "mean Dice +0.0350",
+        now.reason,
+    ):
         assert part in page
     assert f"runs/{now.run_id}/artifacts/report/report.html" in page
 
