@@ -160,3 +160,22 @@ def test_an_active_schedule_yields_a_run(prefect_server: str) -> None:
         time.sleep(0.5)
     assert runs
     assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+
+
+def test_an_event_asks_for_retraining(deployed: dict[str, str], mlflow_server: str) -> None:
+    """Nothing is new after the run before: the flow that the event starts does nothing."""
+    api = deployed["PREFECT_API_URL"]
+    named = {"deployments": {"name": {"any_": ["retrain"]}}}
+    (deployment,) = ask(f"{api}/deployments/filter", named)
+    assert [each["schedule"]["cron"] for each in deployment["schedules"]] == ["0 3 * * *"]
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    prefect("event emit liverseg.data.arrived --resource-id liverseg.source", deployed)
+    deadline = time.monotonic() + 120
+    states: set[str] = set()
+    while not states & {"COMPLETED", "FAILED", "CRASHED"} and time.monotonic() < deadline:
+        time.sleep(1)
+        runs = ask(f"{api}/flow_runs/filter", named)
+        states = {run["state_type"] for run in runs if run["state_type"] != "SCHEDULED"}
+    assert states == {"COMPLETED"}
+    found = ask(f"{mlflow_server}/api/2.0/mlflow/model-versions/search?filter=name%3D%27liverseg%27")
+    assert [version["version"] for version in found["model_versions"]] == ["1"]
