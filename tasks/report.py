@@ -110,8 +110,10 @@ def _champion(store: Store, made: Fold, version: Record) -> tuple[Rival | None, 
     found = store.find(EVALUATE, key) if key else None
     if found is None:
         return None, f"{verdict}. The evaluation of {name} is not in this store, so its scores are not shown"
-    scores = found.facts["cases"]
-    if {case["case"] for case in scores} != {case["case"] for case in made.dataset["validation"]}:
+    scores, validation = found.facts["cases"], made.dataset["validation"]
+    measured = found.manifest["inputs"].get("validation")  # a pooled one lists evaluations instead
+    alike = {case["case"] for case in scores} == {case["case"] for case in validation}
+    if not alike or measured not in (None, validation):  # a case of that name may have another label now
         return None, f"{verdict}. {name} was measured on other cases, so its scores are not shown"
     return Rival(name, scores), verdict
 
