@@ -26,7 +26,8 @@ BODY_HU = -200
 BACKGROUND, INK, FAINT = "#101014", "#e8e8ec", "#9a9aa6"
 LIVER, TUMOUR = "#b45cff", "#ffd500"
 """A purple light enough to show on grey, and yellow."""
-FILL_ALPHA = 0.32
+FILL_ALPHA = {1: 0.32, 2: 0.6}
+"""A tumour is small, and lies in grey that the liver's purple has left alone."""
 
 WIDTH_INCHES, HEADER_INCHES, FOOTER_INCHES, GAP_INCHES = 13.0, 0.72, 0.72, 0.12
 Z_MARGIN_MM, BODY_MARGIN_MM = 45.0, 8.0
@@ -203,7 +204,9 @@ def _draw_plane(axes: "Axes", plane: Plane, cuts: Sequence[Any], size_mm: tuple[
     for lowest_class, colour in ((1, LIVER), (2, TUMOUR)):
         if prediction is not None and _drawable(prediction == lowest_class):
             filled = prediction == lowest_class
-            axes.contourf(*centres, filled, levels=[0.5, 1.5], colors=[colour], alpha=FILL_ALPHA)
+            axes.contourf(
+                *centres, filled, levels=[0.5, 1.5], colors=[colour], alpha=FILL_ALPHA[lowest_class]
+            )
         if label is not None and _drawable(label >= lowest_class):
             axes.contour(*centres, label >= lowest_class, levels=[0.5], colors=[colour], linewidths=1.5)
     axes.set(xlim=(0, wide), ylim=(0, high), xticks=[], yticks=[])
