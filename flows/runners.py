@@ -38,11 +38,9 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
     """Start or reach the workers that the settings ask for.
 
     Raises:
-        LiversegError: LS402 when no Dask worker answers.
+        LiversegError: LS201 for an address that can't be reached as it is; LS402 when no Dask worker answers.
     """
-    if compute.dask is not None and not ADDRESS.fullmatch(compute.dask):
-        what = f"--dask {compute.dask!r} is no scheduler's address"
-        raise LiversegError("LS201", what, "HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT", "Correct it")
+    _check_address(compute.dask)
     workers = _as_many_as_fit() if compute.workers is None else compute.workers
     if compute.dask is None and workers == 0:
         yield SerialRunner()
@@ -67,6 +65,22 @@ def open_runner(compute: ComputeConfig) -> Iterator[Runner]:
                 "Start one, correct --dask, or use --workers 0 to work without Dask",
             ) from None
         yield DaskRunner(client)
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse what a client would not end of: it retries for ever without certificates."""
+    if address is None:
+        return
+    if not ADDRESS.fullmatch(address):
+        what = f"--dask {address!r} is no scheduler's address"
+        raise LiversegError("LS201", what, "HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT", "Correct it")
+    if address.startswith("tls://"):
+        from distributed.security import Security
+
+        if Security().get_connection_args("client")["ssl_context"] is None:
+            what = f"there are no certificates for {address}"
+            allowed = "a certificate authority, a certificate and a key for Dask"
+            raise LiversegError("LS201", what, allowed, "Set DASK_DISTRIBUTED__COMM__TLS__… for each")
 
 
 def _as_many_as_fit() -> int:

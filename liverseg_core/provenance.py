@@ -1,6 +1,7 @@
 """What code made something: its commit, and the versions of the libraries that matter."""
 
 import functools
+import os
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,7 +15,7 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+dirty`, or None outside a checkout."""
+    """The commit of the code that runs, with `+dirty`; outside a checkout what an image says, or None."""
     command = [
         "git",
         "-C",
@@ -27,7 +28,7 @@ def git_commit() -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("LIVERSEG_GIT_COMMIT") or None
     return done.stdout.strip()
 
 

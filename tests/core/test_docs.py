@@ -15,7 +15,7 @@ def test_every_error_code_is_explained_once() -> None:
     assert sorted(listed) == sorted(used)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md", "docs/errors.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/deployment.md", "docs/errors.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

@@ -230,6 +230,13 @@ def test_no_scheduler(tmp_path: Path, free_port: Callable[[], int], monkeypatch:
         pass
 
 
+def test_tls_without_certificates_is_refused_at_once() -> None:
+    """A client would try for ever."""
+    compute = ComputeConfig(dask="tls://127.0.0.1:9999")
+    with pytest.raises(LiversegError, match="LS201: there are no certificates"), open_runner(compute):
+        pass
+
+
 def test_a_scheduler_that_goes_away(free_port: Callable[[], int]) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     module, quiet = [sys.executable, "-m"], ["--host", "127.0.0.1", "--no-dashboard"]
