@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from prefect import flow
 
 from flows.console import say
-from flows.pipeline import open_context
+from flows.context import open_context
 from flows.run_page import run_name, show_model, show_report
 from flows.settings import load_settings
+from flows.training import train_there_or_here
 from liverseg_core.errors import LiversegError
 from tasks.context import Context, Record, require_tracking
 from tasks.ensemble import Fold
@@ -19,7 +20,6 @@ from tasks.register import register_task
 from tasks.report import report_task
 from tasks.split import split_task
 from tasks.standing import measure_champion, standing
-from tasks.train import train_task
 
 if TYPE_CHECKING:
     from tasks.registry import VersionRecord
@@ -67,7 +67,7 @@ def retrain(
     if known.champion:
         measure_champion(context, dataset, known.champion)
         context = _from_champion(context, known.champion)
-    model = train_task(context, dataset)
+    model = train_there_or_here(context, dataset)
     evaluation = evaluate_task(context, dataset, model)
     version = register_task(context, dataset, model, evaluation)
     made = Fold(dataset, model, evaluation)

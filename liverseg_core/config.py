@@ -287,6 +287,8 @@ class ComputeConfig(Section):
     """Dask worker processes; null: one per core, fewer where memory is short; 0: no Dask, in this process."""
     dask: str | None = None
     """Address of a running Dask scheduler."""
+    train_deployment: str | None = None
+    """A Prefect deployment of the flow `train` that is to train, say on GPUs; null: this process does."""
     device: str = "auto"
     processes: PositiveInt = 1
     """Processes that share each step's batch in training, one GPU each."""

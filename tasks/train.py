@@ -24,14 +24,8 @@ def train(context: Context, dataset: Record) -> Record:
     Returns:
         `key`, `run_id` of the MLflow run, `steps`, `resumed_from` and the last training values, `cached`.
     """
-    settings, training = context.settings, dataset["training"]
-    inputs = {"training": training, "ingest": settings.ingest.canonical()}
-    if settings.train.validate_every:  # they may decide which weights, and how long
-        inputs["validation"] = dataset["validation"]
-    start = resolve_model(settings, settings.train.start_from) if settings.train.start_from else None
-    if start:
-        inputs["start_from"] = weights_digest(start)
-    recipe = Recipe(TRAIN, settings.train.canonical(), inputs)
+    settings = context.settings
+    recipe, start = _recipe(context, dataset)
 
     def make(staging: Path) -> Facts:
         return _train(context, dataset, _Making(recipe.key, staging, start))
@@ -40,6 +34,23 @@ def train(context: Context, dataset: Record) -> Record:
     note = f"{settings.train.steps} steps, model {artifact.key[:12]}"
     context.report.finished("train", note, artifact.cached)
     return {"key": artifact.key, "cached": artifact.cached, **artifact.facts}
+
+
+def is_trained(context: Context, dataset: Record) -> bool:
+    """Whether the store holds the model that `train` would make."""
+    return context.store.find(TRAIN, _recipe(context, dataset)[0].key) is not None
+
+
+def _recipe(context: Context, dataset: Record) -> tuple[Recipe, Path | None]:
+    """What decides the model, and the model that its weights begin with."""
+    settings = context.settings
+    inputs = {"training": dataset["training"], "ingest": settings.ingest.canonical()}
+    if settings.train.validate_every:  # they may decide which weights, and how long
+        inputs["validation"] = dataset["validation"]
+    start = resolve_model(settings, settings.train.start_from) if settings.train.start_from else None
+    if start:
+        inputs["start_from"] = weights_digest(start)
+    return Recipe(TRAIN, settings.train.canonical(), inputs), start
 
 
 @dataclass(frozen=True)

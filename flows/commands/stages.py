@@ -77,7 +77,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Resample every case of a dataset into the store; what is stored already is left alone."""
-    from flows.pipeline import open_context
+    from flows.context import open_context
     from tasks import ingest as stage
 
     settings = load_settings(config, all_overrides(overrides, workers, dask), source=source, store=store)
@@ -151,7 +151,7 @@ def bring_up_to_date(settings: Settings, last: str) -> Record:
     Returns:
         What `last` returned; of several folds' models, the last one's.
     """
-    from flows.pipeline import open_context
+    from flows.context import open_context
     from tasks.context import fold_contexts
     from tasks.ensemble import Fold, ensemble, whole
     from tasks.evaluate import evaluate as evaluate_stage

@@ -1,0 +1,25 @@
+"""What a flow's stages get, from its settings and from whoever watches."""
+
+from pathlib import Path
+
+from prefect import runtime
+
+from flows.console import current_report
+from flows.runners import open_runner
+from liverseg_core.artifacts.local_store import in_bucket
+from liverseg_core.config import Settings
+from liverseg_core.errors import LiversegError
+from tasks.context import Context
+
+
+def open_context(settings: Settings) -> Context:
+    """What the stages need, from the settings and from whoever watches this process.
+
+    Raises:
+        LiversegError: LS210 in a deployment with a relative store, which would end with the run's folder.
+    """
+    if runtime.deployment.id and not in_bucket(settings.store) and not Path(settings.store).is_absolute():
+        allowed = "an absolute path, or s3://bucket/prefix"
+        what = f"this run of a deployment has the relative store {settings.store!r}"
+        raise LiversegError("LS210", what, allowed, "Set LIVERSEG_STORE and deploy again")
+    return Context(settings, lambda: open_runner(settings.compute), current_report())

@@ -1,0 +1,62 @@
+"""Training as a flow of its own, so that one pool's flow may have another pool's machine train."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect import flow
+
+from flows.context import open_context
+from liverseg_core.config import Settings
+from liverseg_core.errors import LiversegError
+from liverseg_core.stages import SPLIT
+from tasks.context import Context, Record
+from tasks.train import is_trained, train_task
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+@flow(name="train", flow_run_name="train on {dataset}", persist_result=False)
+def train(settings: dict[str, Any], dataset: str) -> Record:
+    """Train on a dataset that is in the store, or find the model that is there.
+
+    Args:
+        settings: All settings of the flow that asks.
+        dataset: The data version, a key of `split`.
+
+    Returns:
+        The record of the stage `train`.
+
+    Raises:
+        LiversegError: LS206 when the store has no such dataset; those of `train`.
+    """
+    context = open_context(Settings.model_validate(settings))
+    found = context.store.find(SPLIT, dataset)
+    if found is None:
+        what = f"there is no dataset {dataset} in {context.settings.store}"
+        raise LiversegError("LS206", what, "a store that all workers share", "Correct store, and run again")
+    return train_task(context, {"key": dataset, **found.facts})
+
+
+def train_there_or_here(context: Context, dataset: Record) -> Record:
+    """Have `compute.train_deployment` train, where one is named; otherwise train in this process.
+
+    Raises:
+        LiversegError: LS409 when that run fails, or leaves no model in this store; those of `train`.
+    """
+    there = context.settings.compute.train_deployment
+    if there and not is_trained(context, dataset):
+        from prefect.deployments import run_deployment
+
+        name = there if "/" in there else f"train/{there}"
+        settings = context.settings.model_dump(mode="json", by_alias=True)
+        settings["compute"]["train_deployment"] = None
+        asked = {"settings": settings, "dataset": dataset["key"]}
+        run = cast("FlowRun", run_deployment(name, parameters=asked))
+        if run.state is None or not run.state.is_completed() or not is_trained(context, dataset):
+            raise LiversegError(
+                "LS409",
+                f"the run {run.name!r} of {name} ended {run.state and run.state.name} and left no model here",
+                "a training that completes, into this store",
+                "See that run's log, then run the same command again; it goes on from its checkpoint",
+            )
+    return train_task(context, dataset)
