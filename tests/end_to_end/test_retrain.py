@@ -88,7 +88,7 @@ def test_data_come_change_and_go(again: Run, arriving: Path, finished_at: Callab
     assert grown["register"]["against"]["version"] == 1
     manifest = json.loads((arriving / "store/models" / grown["train"]["key"] / "manifest.json").read_text())
     assert manifest["inputs"]["start_from"], "from the champion's weights"
-    assert "to version 1 on 2 validation cases" in grown["register"]["reason"]
+    assert "against version 1 on 2 validation cases" in grown["register"]["reason"]
 
     champion = 2 if "champion" in grown["register"]["aliases"] else 1
     gone = grown["split"]["validation"][0]["case"]
@@ -98,7 +98,7 @@ def test_data_come_change_and_go(again: Run, arriving: Path, finished_at: Callab
     since = [] if champion == 2 else ["liver_6", "liver_7"]
     assert shrunk["difference"] == {"new": since, "changed": [], "withdrawn": [gone]}
     assert shrunk["ingest"]["made"] == 0
-    assert f"to version {champion} on 1 validation case" in shrunk["register"]["reason"]
+    assert f"against version {champion} on 1 validation case" in shrunk["register"]["reason"]
 
     champion = 3 if "champion" in shrunk["register"]["aliases"] else champion
     for case in shrunk["split"]["training"]:
