@@ -101,7 +101,12 @@ def test_deployment_page_is_what_the_tests_type() -> None:
     """Each line of the page is run by the deployment test and its servers, at other ports and places."""
     typed = "".join(
         (ROOT / "tests" / name).read_text()
-        for name in ("conftest.py", "end_to_end/test_deployment.py", "end_to_end/test_dask_cluster.py")
+        for name in (
+            "conftest.py",
+            "end_to_end/test_deployment.py",
+            "end_to_end/test_dask_cluster.py",
+            "end_to_end/test_retrain.py",
+        )
     )
     for line in shell_lines("docs/deployment.md"):
         words = [word for word in shlex.split(line) if re.fullmatch(r"-{0,2}[a-z][a-z-]+", word)]
