@@ -51,7 +51,7 @@ def on_disk(store: Path) -> dict[str, Any]:
 
 
 def steady(files: list[dict[str, Any]]) -> list[Any]:
-    """Files by path and digest; of a film and the page that holds it, which a busy encoder varies, the path."""
+    """Files by path and digest; of a film and the page with it, which a busy encoder varies, the path."""
     return [one["path"] if one["path"].endswith((".mp4", "report.html")) else one for one in files]
 
 
