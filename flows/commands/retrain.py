@@ -3,9 +3,7 @@
 import typer
 
 from flows.commands.options import Config, Dask, Json, Overrides, Store, Workers, all_overrides, print_json
-from flows.commands.stages import Source, name_quarantined, show_result
-from flows.console import watching
-from flows.settings import load_settings
+from flows.commands.stages import Source, name_quarantined, run_flow, show_result
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,17 +21,8 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Train again from the champion where data is new, and keep the better model; else do nothing."""
-    from flows.local_api import local_api
-
     every = all_overrides(overrides, workers, dask)
-    load_settings(config, every, source=source, store=store)  # a wrong setting shows before anything starts
-    with local_api() as api:
-        from flows.retrain import retrain as flow
-
-        if api:
-            api.wait()
-        with watching():
-            result = flow(source=source, store=store, config=config, overrides=every)
+    result = run_flow("flows.retrain:retrain", source, store, config, every)
     if as_json:
         print_json(result)
     elif result["retrained"]:

@@ -1,6 +1,7 @@
 """Verbs that run stages: one of them, or the whole flow."""
 
 from dataclasses import asdict
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 import typer
@@ -45,17 +46,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """The whole flow, in this process: ingest, split, train, evaluate, register, report."""
-    from flows.local_api import local_api
-
     every = all_overrides(overrides, workers, dask, fold)
-    load_settings(config, every, source=source, store=store)  # a wrong setting shows before anything starts
-    with local_api() as api:
-        from flows.pipeline import ingest_train_evaluate
-
-        if api:
-            api.wait()
-        with watching():
-            result = ingest_train_evaluate(source=source, store=store, config=config, overrides=every)
+    result = run_flow("flows.pipeline:ingest_train_evaluate", source, store, config, every)
     if as_json:
         print_json(result)
     else:
@@ -177,6 +169,23 @@ def bring_up_to_date(settings: Settings, last: str) -> Record:
             return made.evaluation
         version = register_stage(context, made.dataset, made.model, made.evaluation)
         return version if last == "register" else report_stage(context, cases, made, version)
+
+
+def run_flow(
+    flow: str, source: str | None, store: str | None, config: str | None, overrides: list[str]
+) -> Record:
+    """Run a flow, named `module:function`, in this process; it is imported while the temporary API starts."""
+    from flows.local_api import local_api
+
+    # A wrong setting shows before anything starts.
+    load_settings(config, overrides, source=source, store=store)
+    with local_api() as api:
+        run = resolve_name(flow)
+        if api:
+            api.wait()
+        with watching():
+            result: Record = run(source=source, store=store, config=config, overrides=overrides)
+    return result
 
 
 def show_result(result: Record) -> None:
