@@ -25,7 +25,6 @@ from liverseg_core.report.results import read_results
 from liverseg_core.report.sources import ReportSources, Rival
 from liverseg_core.volumes.nifti import decode, write_label
 
-CHROMIUM = Path("/usr/bin/chromium")
 INGEST = IngestConfig(spacing_mm=(4.0, 4.0, 4.0))
 SIZE = (56, 56, 32)
 EVIL = '"><script>alert(1)<\\script> & '
@@ -145,19 +144,6 @@ def test_what_is_written_and_told(report: tuple[Path, dict[str, Any]]) -> None:
     assert "Phantom results." in page
     assert not re.search(r"(src|href|srcset|action)=\"(?!data:|#|https?://)", page)
     assert "javascript:" not in page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @contextmanager

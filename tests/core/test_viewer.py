@@ -4,7 +4,6 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from liverseg_core.report.viewer import (
     viewer_html,
 )
 
-CHROMIUM = Path("/usr/bin/chromium")
 SHAPE, SPACING_MM = (40, 30, 20), (2.0, 3.0, 4.0)
 MARK = (37, 15, 10)
 """A bright voxel on the patient's right."""
@@ -103,19 +101,6 @@ def test_cases_become_coarser_until_they_fit() -> None:
         page = len(viewer_html(packed)) + sum(asset.stat().st_size for asset in ASSETS)
         assert not packed or page <= room
     assert found[0][0].spacing_mm < found[1][0].spacing_mm < found[2][0].spacing_mm
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
