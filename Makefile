@@ -1,6 +1,8 @@
 # make demo    install, then the whole flow on a phantom: tar → model → Dice → registry
 # make test    install, then the test suite
 # make check   lint, types, import contracts, tests
+# make up      the services of a cluster as processes on loopback: Postgres, S3, MLflow, Prefect, Dask and workers
+# make down    stop exactly those
 # make constraints    pin every dependency anew
 # make fmt     format and fix what can be fixed
 # make clean   remove what the above made, but not .venv
@@ -10,7 +12,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint check fmt constraints clean
+.PHONY: demo test lint check up down fmt constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/liverseg phantom demo/phantom.tar --cases 72
@@ -26,6 +28,13 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 check: lint test
+
+up: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r infra/processes/requirements.txt
+	infra/processes/up
+
+down:
+	infra/processes/down
 
 fmt: $(INSTALLED)
 	$(BIN)/ruff check --fix .

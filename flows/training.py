@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
+ATTEMPTS = 4
+"""How often a training is asked for whose process dies each time."""
+
+
 @flow(name="train", flow_run_name="train on {dataset}", persist_result=False)
 def train(settings: dict[str, Any], dataset: str) -> Record:
     """Train on a dataset that is in the store, or find the model that is there.
@@ -45,18 +49,30 @@ def train_there_or_here(context: Context, dataset: Record) -> Record:
     """
     there = context.settings.compute.train_deployment
     if there and not is_trained(context, dataset):
-        from prefect.deployments import run_deployment
-
-        name = there if "/" in there else f"train/{there}"
-        settings = context.settings.model_dump(mode="json", by_alias=True)
-        settings["compute"]["train_deployment"] = None
-        asked = {"settings": settings, "dataset": dataset["key"]}
-        run = cast("FlowRun", run_deployment(name, parameters=asked))
-        if run.state is None or not run.state.is_completed() or not is_trained(context, dataset):
+        run = _ask(context, dataset, there if "/" in there else f"train/{there}")
+        ended = run.state.name if run.state else "nowhere"
+        if ended != "Completed" or not is_trained(context, dataset):
             raise LiversegError(
                 "LS409",
-                f"the run {run.name!r} of {name} ended {run.state and run.state.name} and left no model here",
+                f"the run {run.name!r} of {there} ended {ended} and left no model here",
                 "a training that completes, into this store",
                 "See that run's log, then run the same command again; it goes on from its checkpoint",
             )
     return train_task(context, dataset)
+
+
+def _ask(context: Context, dataset: Record, deployment: str) -> "FlowRun":
+    """Have a deployment train; where its process died, again, from the checkpoint."""
+    from prefect import runtime
+    from prefect.deployments import run_deployment
+
+    settings = context.settings.model_dump(mode="json", by_alias=True)
+    settings["compute"]["train_deployment"] = None
+    asked = {"settings": settings, "dataset": dataset["key"]}
+    for attempt in range(ATTEMPTS):
+        # This flow's own process may die too: taken up again, it finds the run that it asked for before.
+        key = f"{runtime.flow_run.id} {dataset['key']} {attempt}"
+        run = cast("FlowRun", run_deployment(deployment, parameters=asked, idempotency_key=key))
+        if run.state is None or not run.state.is_crashed():
+            break
+    return run

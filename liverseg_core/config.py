@@ -247,6 +247,8 @@ class RegisterConfig(Section):
     experiment: str = "liverseg"
     tracking_uri: str | None = None
     """Default: SQLite beside the store."""
+    patience_s: Annotated[float, Field(ge=0, exclude=True)] = 120.0
+    """How long a stage waits for a tracking server that does not answer."""
     tolerance: Annotated[float, Field(ge=0, exclude=True)] = 0.0
     """A candidate whose mean Dice (of liver and tumour, by case) is lower by no more than this still becomes
     champion. In no key, like the limits below: they decide who is champion, not what is registered."""

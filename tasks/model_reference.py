@@ -22,11 +22,11 @@ def resolve_model(settings: Settings, reference: str) -> Path:
             raise _no_model(reference)
         return Path(reference)
     from tasks.registry import fetch_model
-    from tasks.tracking import connect
+    from tasks.tracking import connect_patiently
 
     if not is_tracked(settings):
         raise _no_model(reference)
-    connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    connect_patiently(settings)
     kept = user_cache() / "models" if in_bucket(settings.store) else Path(settings.store) / "fetched"
     return fetch_model(reference, kept)
 

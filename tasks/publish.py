@@ -207,12 +207,22 @@ def _log_learning_curves(client: MlflowClient, request: Registration, model: Art
 def _log_metrics(client: MlflowClient, request: Registration, model_id: str) -> None:
     """Final measures, linked to the model and to the data, so that either finds the other."""
     dataset = Dataset("liverseg", request.data_key, "liverseg", json.dumps({"key": request.data_key}))
-    client.log_inputs(request.run_id, datasets=[DatasetInput(dataset)])
+    _log_dataset(client, request.run_id, dataset)
     # MLflow refuses a value that the run has at this time for another model: each model has its own time.
     stamp = client.get_logged_model(model_id).creation_timestamp
     link = (model_id, dataset.name, dataset.digest, request.run_id)
     metrics = [Metric(name, value, stamp, 0, *link) for name, value in _final(request.summary)]
     client.log_batch(request.run_id, metrics=metrics)
+
+
+def _log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
+    try:
+        client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
+    except MlflowException:
+        # Of two that log the same at once, MLflow finds it missing for both, and refuses the second.
+        logged = client.get_run(run_id).inputs.dataset_inputs
+        if dataset.digest not in {one.dataset.digest for one in logged}:
+            raise
 
 
 def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

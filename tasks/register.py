@@ -35,10 +35,10 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     def make(_staging: Path) -> Facts:
         from tasks.publish import Registration
         from tasks.publish import register as publish
-        from tasks.tracking import connect, find_run, finish_run
+        from tasks.tracking import connect_patiently, find_run, finish_run
 
         settings = context.settings
-        tracking = connect(config.tracking_uri, settings.store, config.experiment)
+        tracking = connect_patiently(settings)
         run_id = find_run(tracking, model["key"])
         if run_id is None:  # trained under another tracking store, or this one's run was deleted
             run_id = open_training_run(context, dataset, model["key"])

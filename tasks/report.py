@@ -71,10 +71,10 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
     """The report's files; complete only when MLflow has them, too."""
     # matplotlib, mlflow and what makes films take seconds to import: a cached rerun never pays for them
     from liverseg_core.report.report import write_report
-    from tasks.tracking import connect, log_report
+    from tasks.tracking import connect_patiently, log_report
 
     settings = context.settings
-    tracking = connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    tracking = connect_patiently(settings)
     links = _mlflow_links(tracking.uri, tracking.experiment, version) | flow_run_link("Prefect flow run")
     champion, verdict = _champion(context.store, made, version)
     with _whole_evaluation(context.store, made.evaluation["key"]) as evaluation:

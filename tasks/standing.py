@@ -36,10 +36,10 @@ def standing(context: Context, dataset: Record) -> Standing:
         LiversegError: LS401 when MLflow fails.
     """
     from tasks.registry import list_versions
-    from tasks.tracking import connect
+    from tasks.tracking import connect_patiently
 
     config = context.settings.register_
-    tracking = connect(config.tracking_uri, context.settings.store, config.experiment)
+    tracking = connect_patiently(context.settings)
     versions = list_versions(tracking, config.model)
     trained = (one for one in versions if one.tags.get("liverseg.data_key") == dataset["key"])
     champion = next((one for one in versions if "champion" in one.aliases), None)
@@ -69,7 +69,7 @@ def measure_champion(context: Context, dataset: Record, champion: "VersionRecord
     Raises:
         LiversegError: LS401 when MLflow fails; those of `evaluate`.
     """
-    from tasks.tracking import connect
+    from tasks.tracking import connect_patiently
     from tasks.version_scores import SCORES, add_scores
 
     settings = context.settings
@@ -81,6 +81,6 @@ def measure_champion(context: Context, dataset: Record, champion: "VersionRecord
         _logger.warning("the champion's model %s is not in this store: it can't be measured", model)
         return
     evaluation = evaluate_task(context, dataset, {"key": model})
-    tracking = connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    tracking = connect_patiently(settings)
     reference = f"models:/{champion.name}/{champion.version}"
     add_scores(tracking, reference, Measured.of(seen, evaluation["cases"]))

@@ -1,7 +1,7 @@
-"""MLflow runs: where they are kept, one per training key, metrics that survive a server's absence.
+"""MLflow runs: where they are kept, and one per training key.
 
-This module, `tasks/publish.py` and `tasks/registry.py` alone import mlflow, and are themselves imported only
-where a stage has something to record: a cached rerun never pays the second that the import takes.
+The modules that import mlflow, named in an import contract, are themselves imported only where a stage has
+something to record: a cached rerun never pays the second that the import takes.
 """
 
 import contextlib
@@ -10,44 +10,45 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
+from liverseg_core.config import Settings
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 from tasks.context import require_tracking
 
-# MLflow reads these at import and at every request. Said by the user, they stay as they are.
+# MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
+# each after twice the wait, outlast a server that is away for two minutes.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }.items():
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient, set_tracking_uri  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.entities import Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import set_model  # noqa: E402
 from mlflow.pyfunc import PythonModel  # noqa: E402
 from mlflow.telemetry import set_telemetry_client  # noqa: E402
 
 __all__ = [
-    "MetricLog",
     "PythonModel",
     "Tracking",
     "connect",
+    "connect_patiently",
     "find_run",
     "finish_run",
     "log_report",
@@ -62,6 +63,7 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 LOG = logging.getLogger(__name__)
 KEY, OWNER = "liverseg.model_key", "liverseg.owner"
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+RETRY_S = 2.0
 PARAM_LENGTH, BATCH = 6000, 100
 """MLflow's limits: characters of a parameter, parameters of a request."""
 
@@ -109,6 +111,26 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
     return Tracking(shown, found.experiment_id, folder)
 
 
+def connect_patiently(settings: Settings) -> Tracking:
+    """`connect` as a stage does: a server that is being restarted is waited for, `register.patience_s` long.
+
+    Raises:
+        LiversegError: LS401 when it does not answer for so long; the others of `connect`.
+    """
+    register, warned = settings.register_, False
+    deadline = time.monotonic() + register.patience_s
+    while True:
+        try:
+            return connect(register.tracking_uri, settings.store, register.experiment)
+        except LiversegError as error:
+            if not _is_silence(error.__cause__) or time.monotonic() > deadline:
+                raise
+            if not warned:
+                LOG.warning("%s; trying again for %.0f s", error.what, register.patience_s)
+            warned = True
+            time.sleep(RETRY_S)
+
+
 def open_run(
     tracking: Tracking, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
@@ -154,8 +176,16 @@ def find_run(tracking: Tracking, key: str) -> str | None:
 
 
 def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Say how a run ended."""
-    with service():
+    """Say how a run ended; of one that did not finish only if the server takes it: its own error counts.
+
+    Raises:
+        LiversegError: LS401 when a run finished and the server fails.
+    """
+    if status == "FINISHED":
+        with service():
+            MlflowClient().set_terminated(run_id, status)
+        return
+    with environment(IMPATIENT), contextlib.suppress(MlflowException, SQLAlchemyError):
         MlflowClient().set_terminated(run_id, status)
 
 
@@ -169,64 +199,6 @@ def log_report(tracking: Tracking, run_id: str, folder: Path) -> None:
         MlflowClient().log_artifacts(run_id, str(folder), "report")
 
 
-class MetricLog:
-    """`log(step, values)` for a training loop, which must never die of a server's absence.
-
-    Values are sent in batches. While the server is away they are kept, with one warning, and offered again
-    now and then; only the end of the `with` block insists. The time stamp of a value is the run's start plus
-    its step in milliseconds, so that what a resumed training logs again is stored once.
-
-    Raises:
-        LiversegError: LS401 at the end, when values are left that could not be delivered.
-    """
-
-    def __init__(self, run_id: str, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic):
-        with service():
-            self._start_ms = int(MlflowClient().get_run(run_id).info.start_time)
-        self._run_id, self._interval_s, self._clock = run_id, interval_s, clock
-        self._kept: list[Metric] = []
-        self._due, self._warned = clock() + interval_s, False
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values by name at a step."""
-        stamp = self._start_ms + step
-        self._kept.extend(Metric(name, float(value), stamp, step) for name, value in values.items())
-        if self._clock() >= self._due:
-            self.flush()
-
-    def flush(self) -> None:
-        """Offer what is kept, without insisting."""
-        try:
-            with environment(IMPATIENT):
-                self._send()
-            self._due = self._clock() + self._interval_s
-        except MlflowException as error:
-            self._due = self._clock() + 10 * self._interval_s
-            if not self._warned:
-                LOG.warning(
-                    "MLflow takes no metrics; they are kept while training goes on: %s", _reason(error)
-                )
-            self._warned = True
-
-    def __enter__(self) -> "MetricLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            with service():
-                self._send()
-        else:  # the loop's own error is the one to show
-            self.flush()
-
-    def _send(self) -> None:
-        client = MlflowClient()
-        while self._kept:
-            client.log_batch(self._run_id, metrics=self._kept[:1000], synchronous=True)
-            del self._kept[:1000]
-
-
 @contextlib.contextmanager
 def service(uri: str | None = None) -> Iterator[None]:
     """Turn MLflow's errors into LS401."""
@@ -236,7 +208,7 @@ def service(uri: str | None = None) -> Iterator[None]:
         where = f" at {uri}" if uri else ""
         raise LiversegError(
             "LS401",
-            f"MLflow{where} failed: {_reason(error)}",
+            f"MLflow{where} failed: {reason(error)}",
             "a tracking store that answers and takes writes",
             "Start it or correct register.tracking_uri, then run the same command again",
         ) from error
@@ -279,6 +251,10 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _reason(error: Exception) -> str:
-    line = str(error).partition("\n")[0]
-    return "no answer" if "failed with exception" in line else line[:200]
+def reason(error: Exception) -> str:
+    """What MLflow says went wrong, in one line."""
+    return "no answer" if _is_silence(error) else str(error).partition("\n")[0][:200]
+
+
+def _is_silence(error: BaseException | None) -> bool:
+    return "failed with exception" in str(error).partition("\n")[0]

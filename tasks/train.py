@@ -67,7 +67,8 @@ def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
     from liverseg_core.training.train import HISTORY, TrainJob
     from liverseg_core.training.train import train as fit
-    from tasks.tracking import MetricLog, finish_run
+    from tasks.metric_log import MetricLog
+    from tasks.tracking import finish_run
 
     settings, training = context.settings, dataset["training"]
     run_id = open_training_run(context, dataset, making.key)
@@ -107,10 +108,10 @@ def _mirror(context: Context, key: str, checkpoints: Path) -> None:
 
 def open_training_run(context: Context, dataset: Record, key: str) -> str:
     """The MLflow run of a model key: the one there is, or a new one. Returns its id."""
-    from tasks.tracking import connect, open_run
+    from tasks.tracking import connect_patiently, open_run
 
     settings = context.settings
-    tracking = connect(settings.register_.tracking_uri, settings.store, settings.register_.experiment)
+    tracking = connect_patiently(settings)
     params = {"train": settings.train.canonical(), "ingest": settings.ingest.canonical()}
     tags = {"liverseg.data_key": dataset["key"], "liverseg.dataset": dataset["dataset"]}
     return open_run(tracking, key, f"{dataset['dataset']} {key[:8]}", params, tags)

@@ -1,5 +1,6 @@
 """Real servers on loopback for the end-to-end tests: started once a session, stopped by process id."""
 
+import getpass
 import itertools
 import os
 import re
@@ -27,6 +28,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 SWIFT_PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")
+SWIFT = Path(__file__).parents[1] / "infra" / "swift"
 _logs: list[Path] = []
 
 
@@ -46,6 +48,18 @@ def pytest_runtest_makereport(
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def _free_ports(count: int) -> int:
+    """The first of several ports in a row that are free."""
+    while True:
+        first = _free_port()
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except (OSError, OverflowError):
+            continue
+        return first
 
 
 def _answers(url: str) -> bool:
@@ -243,10 +257,15 @@ def object_store(
     if not all(map(shutil.which, ("swift-proxy-server", "swift-object-server", "memcached"))):
         pytest.skip("no OpenStack Swift: apt-get install " + " ".join(SWIFT_PACKAGES))
     folder, port = tmp_path_factory.mktemp("swift"), _free_port()
-    url, login, log = f"http://127.0.0.1:{port}", ("test:tester", "testing"), folder / "swift.log"
-    script = Path(__file__).with_name("end_to_end") / "swift_server.py"
-    command = ["/usr/bin/python3", str(script), str(folder), str(port)]
-    with _running(command, service_environment, log, lambda: _answers(f"{url}/healthcheck")):
+    url, login, log = f"http://127.0.0.1:{port}", ("liverseg:store", "testing"), folder / "swift.log"
+    (folder / "key").write_text(login[1])
+    places = {"SWIFT_DIR": folder / "etc", "SWIFT_DISKS": folder / "disks", "SWIFT_CACHE": folder}
+    door = {"S3_HOST": "127.0.0.1", "S3_PORT": port, "S3_KEY_FILE": folder / "key"}
+    inside = {"SWIFT_USER": getpass.getuser(), "SWIFT_PORT": _free_ports(4)}
+    environment = service_environment | {name: str(value) for name, value in (places | door | inside).items()}
+    subprocess.run([SWIFT / "rings.sh"], env=environment, check=True, capture_output=True)
+    command = [str(SWIFT / "start")]
+    with _running(command, environment, log, lambda: _answers(f"{url}/healthcheck")):
         yield S3Server(url, _s3_environment(url, *login), log, _s3_client(url, *login))
 
 
