@@ -8,7 +8,7 @@ from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.http_ranges import fetch as fetch_http
 from liverseg_core.sources.http_ranges import shown
-from liverseg_core.sources.ranges import Reply, insist
+from liverseg_core.sources.ranges import Reply, absent, insist
 
 FIRST = 1 << 16
 AHEAD = 8 << 20
@@ -44,6 +44,24 @@ def open_remote(url: str, options: RemoteConfig) -> tuple[RemoteFile, bytes]:
     """
     reply = insist(lambda: _fetch(url, 0, FIRST, options), options)
     return RemoteFile(url, reply.total, reply.version, options), reply.data
+
+
+def list_remote(url: str, options: RemoteConfig) -> dict[str, RemoteFile]:
+    """The files below `s3://bucket/prefix/`, by their names there, with a request a thousand.
+
+    Raises:
+        LiversegError: LS301 when there are none; what `open_remote` raises.
+    """
+    from liverseg_core.sources.s3_ranges import list_objects
+
+    found = {
+        name: RemoteFile(url + name, size, version, options)
+        for name, size, version in list_objects(url, options)
+        if not name.endswith("/")  # the mark of an empty folder
+    }
+    if not found:
+        raise absent(url)
+    return found
 
 
 def read_remote(file: RemoteFile, offset: int, size: int) -> bytes:

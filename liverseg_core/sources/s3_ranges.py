@@ -1,8 +1,10 @@
-"""One range of bytes of an S3 object."""
+"""What is asked of S3: a range of an object's bytes, and which objects there are."""
 
 import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec.asyn
 from botocore import exceptions
@@ -17,6 +19,7 @@ from liverseg_core.sources.ranges import (
     dishonest,
     expected_length,
     failing,
+    insist,
     refused,
     whole_size,
 )
@@ -42,17 +45,57 @@ def fetch(url: str, offset: int, size: int, options: RemoteConfig) -> Reply:
     return reply
 
 
+def list_objects(url: str, options: RemoteConfig) -> Iterator[tuple[str, int, str]]:
+    """Ask for every object below a prefix, a thousand at a time: its name after the prefix, size and ETag.
+
+    Raises:
+        LiversegError: As `fetch`, when failures do not pass.
+    """
+    system = file_system(options)
+    token: dict[str, str] = {}
+    while True:
+        ask = functools.partial(fsspec.asyn.sync, system.loop, _list, system, url, token)
+        page = insist(ask, options)
+        for entry in page.get("Contents", ()):
+            yield entry["Key"].removeprefix(_place(url)["Key"]), entry["Size"], entry["ETag"]
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+async def _list(system: Any, url: str, token: dict[str, str]) -> dict[str, Any]:
+    place = _place(url)
+    async with _asking(system, url) as client:
+        page: dict[str, Any] = await client.list_objects_v2(
+            Bucket=place["Bucket"], Prefix=place["Key"], **token
+        )
+        return page
+
+
 async def _fetch(system: Any, url: str, offset: int, size: int) -> Reply:
-    parts = urlsplit(url, allow_fragments=False)
-    request = {"Bucket": parts.netloc, "Key": url.partition("://")[2].partition("/")[2]}
+    wanted = f"bytes={offset}-{offset + size - 1}"
+    async with _asking(system, url) as client:
+        try:
+            response = await client.get_object(**_place(url), Range=wanted)
+        except exceptions.ClientError as error:
+            return _empty(error)
+        async with response["Body"] as body:
+            return await _judge(response, body, url, offset, size)
+
+
+def _place(url: str) -> dict[str, str]:
+    bucket, _, key = url.partition("://")[2].partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+@contextlib.asynccontextmanager
+async def _asking(system: Any, url: str) -> AsyncIterator[Any]:
+    """The client; what goes wrong between it and the server becomes ours to tell."""
     try:
         async with asyncio.timeout(10 * system.config_kwargs["read_timeout"]):
-            client = await system.set_session()
-            response = await client.get_object(**request, Range=f"bytes={offset}-{offset + size - 1}")
-            async with response["Body"] as body:
-                return await _judge(response, body, url, offset, size)
+            yield await system.set_session()
     except exceptions.ClientError as error:
-        return _explain(error.response, url)
+        raise _explained(error.response, url) from None
     except NO_CREDENTIALS as error:
         raise refused(url, str(error)) from None
     except exceptions.ParamValidationError:
@@ -83,19 +126,23 @@ async def _judge(response: dict[str, Any], body: Any, url: str, offset: int, siz
     return Reply(bytes(data), total, response.get("ETag") or str(response.get("LastModified", "")))
 
 
-def _explain(response: dict[str, Any], url: str) -> Reply:
-    """An error that the server sent: an empty range, or what to raise."""
-    described = response.get("Error", {})
-    metadata = response.get("ResponseMetadata", {})
-    status, code = metadata.get("HTTPStatusCode", 0), described.get("Code", "")
-    if status == 416:
-        headers = metadata.get("HTTPHeaders", {})
-        size = whole_size(headers.get("content-range")) or int(described.get("ActualObjectSize") or 0)
-        return Reply(b"", size, headers.get("etag", ""))
+def _empty(error: Any) -> Reply:
+    """The reply to a range that begins at or after the end of the object; other errors are raised again."""
+    metadata = error.response.get("ResponseMetadata", {})
+    if metadata.get("HTTPStatusCode") != 416:
+        raise error
+    headers = metadata.get("HTTPHeaders", {})
+    told = error.response.get("Error", {}).get("ActualObjectSize")
+    return Reply(b"", whole_size(headers.get("content-range")) or int(told or 0), headers.get("etag", ""))
+
+
+def _explained(response: dict[str, Any], url: str) -> Exception:
+    """What to raise for an error that the server sent."""
+    code = response.get("Error", {}).get("Code", "")
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if status == 404:
-        raise absent(url)
+        return absent(url)
     if is_refused(status, code):
-        raise refused(url, f"{code or 'status'} {status}")
-    if is_passing(status, code):
-        raise Passing(failing(url, f"status {status} {code}".strip()))
-    raise failing(url, f"status {status} {code}".strip())
+        return refused(url, f"{code or 'status'} {status}")
+    trouble = failing(url, f"status {status} {code}".strip())
+    return Passing(trouble) if is_passing(status, code) else trouble

@@ -5,39 +5,37 @@ the digest needs only the file's two ends, since the trailer holds the CRC and l
 a 27 GB tar is thus named without reading it.
 """
 
-import json
+import hashlib
 import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ValidationError
 
 from liverseg_core.arrays import Spacing
 from liverseg_core.config import RemoteConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.archive import (
-    LISTING,
     Extent,
     Extents,
     content_digest,
-    content_of,
     index_tar,
     unsafe,
 )
+from liverseg_core.sources.dataset_json import Listing, read_listing
 from liverseg_core.sources.files import PIECE, File, checksum, file_size, stream_range
 from liverseg_core.sources.http_ranges import shown
 from liverseg_core.sources.index_cache import file_state, keep, recall
-from liverseg_core.sources.remote import RemoteFile, open_remote
+from liverseg_core.sources.remote import RemoteFile, list_remote, open_remote
 
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")
-LISTING_LIMIT = 1 << 26
-"""dataset.json of 100,000 cases is 10 MB."""
 PLAIN = RemoteConfig()
-EVERY_SOURCE = "a local tar or folder, s3://bucket/key, https://…, or msd://Task03_Liver"
+EVERY_SOURCE = "a local tar or folder, s3://bucket/key, s3://bucket/folder/, https://…, or msd://Task03_Liver"
+AT_ONCE = 16
+"""Requests under way together."""
 
 
 class Published(NamedTuple):
@@ -120,25 +118,11 @@ class Source:
     """Skipped members such as `._*` and `.DS_Store`."""
 
 
-class _Pair(BaseModel):
-    image: str
-    label: str
-
-
-class _Listing(BaseModel):
-    """What we use of dataset.json."""
-
-    name: str = "unnamed"
-    labels: dict[str, str]
-    training: list[_Pair]
-    test: list[str] = []
-
-
 def open_source(location: str, md5: str | None = None, options: RemoteConfig = PLAIN) -> Source:
     """Index a Decathlon tar or unpacked folder; an unchanged tar was indexed already.
 
     Args:
-        location: Path or URL of the tar, or the folder that holds dataset.json.
+        location: Path or URL of the tar, or the folder that holds dataset.json; on S3 one that ends with /.
         md5: Expected MD5 of the tar; the whole tar is read to check it, unless it was before.
         options: How a remote one is read.
 
@@ -147,6 +131,8 @@ def open_source(location: str, md5: str | None = None, options: RemoteConfig = P
             tar, LS303 truncated, LS304 wrong MD5, LS305 and LS306 no usable dataset.json, LS307 it names
             absent members, LS308 an unsafe name; LS405 to LS408 when a server fails.
     """
+    if location.startswith("s3://") and location.endswith("/"):
+        return _open_bucket(location, md5, options)
     file, first = locate(location, options)
     if isinstance(file, Path) and file.is_dir() and md5 is None:
         return _index(file, _scan_folder(file))
@@ -158,6 +144,32 @@ def open_source(location: str, md5: str | None = None, options: RemoteConfig = P
     source = _unpack(file, kept) if kept else _index(file, index_tar(file, first))
     if unchecked or not kept:
         keep(_key(file), state, {**_pack(source), "md5": md5 and md5.lower()})
+    return source
+
+
+def _open_bucket(location: str, md5: str | None, options: RemoteConfig) -> Source:
+    """Index a folder on S3 with one listing; where that is not as it was, by both ends of every scan."""
+    if md5 is not None:
+        what, remedy = f"source_md5 is set, and {shown(location)} is a folder", "Leave source_md5 out"
+        raise LiversegError("LS204", what, "the MD5 of a tar", remedy)
+    files = list_remote(location, options)
+    listed = hashlib.sha256(
+        repr([(name, one.size, one.version) for name, one in sorted(files.items())]).encode()
+    )
+    folder = RemoteFile(location, sum(one.size for one in files.values()), listed.hexdigest(), options)
+    kept = recall(location, file_state(folder))
+    if kept:
+        return _unpack(folder, kept, files)
+
+    def named(name: str) -> Extent:
+        extent = Extent(files[name], 0, files[name].size)
+        is_scan = name.endswith(".nii.gz") and not JUNK.search(name)
+        return replace(extent, digest=content_digest(extent, name)) if is_scan else extent
+
+    with ThreadPoolExecutor(AT_ONCE, "index") as pool:
+        extents = dict(zip(files, pool.map(named, files), strict=True))
+    source = _index(folder, extents)
+    keep(location, file_state(folder), _pack(source))
     return source
 
 
@@ -210,7 +222,7 @@ def _index(file: File, extents: Extents) -> Source:
     junk = [name for name in extents if JUNK.search(name)]
     for name in junk:
         del extents[name]
-    root, listing = _read_listing(file, extents)
+    root, listing = read_listing(file, extents)
     return Source(file, listing.name, tuple(_cases(file, root, listing, extents)), len(junk))
 
 
@@ -222,11 +234,11 @@ def _pack(source: Source) -> dict[str, Any]:
     return {"name": source.name, "junk": source.junk, "cases": cases}
 
 
-def _unpack(file: File, kept: dict[str, Any]) -> Source:
-    cases = (
-        CaseSource(case, Member(file, *image), label and Member(file, *label))
-        for case, image, label in kept["cases"]
-    )
+def _unpack(file: File, kept: dict[str, Any], files: Mapping[str, RemoteFile] = {}) -> Source:
+    def member(packed: list[Any]) -> Member:
+        return Member(files.get(packed[0], file), *packed)
+
+    cases = (CaseSource(case, member(image), label and member(label)) for case, image, label in kept["cases"])
     return Source(file, kept["name"], tuple(cases), kept["junk"])
 
 
@@ -239,34 +251,7 @@ def _scan_folder(path: Path) -> Extents:
     return {file.relative_to(path).as_posix(): Extent(file, 0, file.stat().st_size) for file in files}
 
 
-def _read_listing(path: File, extents: Extents) -> tuple[str, _Listing]:
-    found = sorted((name for name in extents if posixpath.basename(name) == LISTING), key=len)
-    if not found:
-        what = f"{path} has no dataset.json"
-        raise LiversegError(
-            "LS305", what, "the Decathlon layout", "Add dataset.json, or check for truncation"
-        )
-    lies = extents[found[0]]
-    try:
-        if lies.size > LISTING_LIMIT:
-            raise ValueError(f"it has {lies.size} bytes")  # noqa: TRY301
-        listing = _Listing.model_validate(json.loads(content_of(lies, found[0])))
-    except (ValueError, RecursionError) as error:
-        trouble = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        what = f"{path}: {found[0]} cannot be used: {trouble}"
-        raise LiversegError("LS306", what, "name, labels, training, test", "Correct dataset.json") from None
-    liver = listing.labels.get("1", "").lower()
-    if liver != "liver" or not listing.labels.keys() <= {"0", "1", "2"}:
-        raise LiversegError(
-            "LS306",
-            f"{path}: {found[0]} gives the labels {listing.labels}",
-            "0 background, 1 liver, 2 cancer",
-            "Use a liver dataset, or map its labels",
-        )
-    return posixpath.dirname(found[0]), listing
-
-
-def _cases(path: File, root: str, listing: _Listing, extents: Extents) -> Iterator[CaseSource]:
+def _cases(path: File, root: str, listing: Listing, extents: Extents) -> Iterator[CaseSource]:
     pairs = [(pair.image, pair.label) for pair in listing.training] + [
         (image, None) for image in listing.test
     ]

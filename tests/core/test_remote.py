@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import json
 import os
 import pickle
 import tarfile
@@ -67,6 +68,43 @@ def test_members_and_keys_are_those_of_the_disk(served: Any, s3_server: Any, big
         first, *others = (pickle.loads(pickle.dumps(case.image)).read() for case in cases)  # noqa: S301
         assert others == [first, first]
     assert checksum(locate("s3://data/some/t.tar", bucket(s3_server))[0]) == checksum(big)
+
+
+def test_a_folder_on_s3_that_cases_come_to(s3_server: Any, big: Path, tmp_path: Path) -> None:
+    """The same cases as of the tar; one listing while nothing changes; changes are noticed."""
+    with tarfile.open(big) as archive:
+        archive.extractall(tmp_path, filter="data")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    listing = next(path for path in files if path.name == "dataset.json")
+
+    def bring(path: Path) -> None:
+        s3_server.put("data", f"coming/{path.relative_to(listing.parent)}", path.read_bytes())
+
+    for path in files:
+        bring(path)
+    options, where = bucket(s3_server), "s3://data/coming/"
+    found, here = open_source(where, options=options), open_source(str(big))
+    assert facts(found) == facts(here)
+    assert found.junk == here.junk
+    assert found.cases[0].image.read() == here.cases[0].image.read()
+    before = s3_server.reads()
+    assert facts(open_source(where, options=options)) == facts(found)
+    assert s3_server.reads() == before, "nothing but the listing"
+
+    said = json.loads(listing.read_text())
+    gone = said["training"].pop()
+    listing.write_text(json.dumps(said))
+    bring(listing)
+    shorter = open_source(where, options=options)
+    assert len(shorter.cases) == len(found.cases) - 1
+    said["training"].append(gone | {"image": "imagesTr/nobody.nii.gz"})
+    listing.write_text(json.dumps(said))
+    bring(listing)
+    with pytest.raises(LiversegError, match=r"LS307.*nobody"):
+        open_source(where, options=options)
+    for location, md5, code in (("s3://data/nothing/", None, "LS301"), (where, "0" * 32, "LS204")):
+        with pytest.raises(LiversegError, match=code):
+            open_source(location, md5, options)
 
 
 def bucket(server: Any, **options: Any) -> RemoteConfig:
