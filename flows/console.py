@@ -20,12 +20,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.run_report import RunReport
 from tasks.context import Report
 
 TALK = Console(stderr=True, highlight=False)
 # In a file or a pipe a table is as wide as its rows: a folded path is none.
 DATA = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-LOG_INTERVAL_S = 15.0
 DICE_COLUMNS = ("mean", "median", "sd", "empty = 1", "pooled")
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
@@ -42,8 +42,8 @@ def plain(text: str) -> str:
 
 
 def current_report() -> Report:
-    """The report of the surrounding `watching`; outside one, lines in the flow run's log."""
-    return _report.get() or _LogReport()
+    """The report of the surrounding `watching`; outside one, that of the flow run."""
+    return _report.get() or RunReport()
 
 
 @contextlib.contextmanager
@@ -94,28 +94,6 @@ class _BarReport:
             self.first.pop(stage, None)
         lap, self.lap = self.lap, time.monotonic()
         say(f"{stage:<10}{self.lap - lap:6.1f} s  {'Cached  ' * cached}{note}")
-
-
-class _LogReport:
-    """Lines in the log of the flow run that this process works for, now and then."""
-
-    def __init__(self) -> None:
-        self.due = time.monotonic() + LOG_INTERVAL_S
-
-    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
-        if time.monotonic() >= self.due:
-            self.due = time.monotonic() + LOG_INTERVAL_S
-            self._log(f"{stage}: {done} of {total} {note}".rstrip())
-
-    def finished(self, stage: str, note: str, cached: bool) -> None:
-        self._log(f"{stage}: {'cached: ' * cached}{note}")
-
-    def _log(self, line: str) -> None:
-        from prefect.exceptions import MissingContextError
-        from prefect.logging import get_run_logger
-
-        with contextlib.suppress(MissingContextError):
-            get_run_logger().info(line)
 
 
 def dice_table(summary: Mapping[str, Any]) -> Table:

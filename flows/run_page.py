@@ -3,11 +3,10 @@
 The stores hold all of it: a Prefect server that does not answer costs its page, never the run.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from flows.console import DICE_COLUMNS, dice_rows
+from flows.run_report import not_insisting
 from tasks.context import Record
 from tasks.ensemble import Fold
 from tasks.report_reference import PAGE
@@ -36,7 +35,7 @@ def show_model(made: Fold, version: Record) -> None:
     lines = [f"# {name}", "", version["reason"], "", f"- aliases: {aliases}"]
     lines += [f"- dataset: {made.dataset['dataset']}", *(f"- {what}: `{key}`" for what, key in keys.items())]
     lines += ["", "Research software, not a medical device."]
-    with _not_insisting():
+    with not_insisting():
         create_table_artifact(rows, key="liverseg-dice", description=about)
         create_markdown_artifact("\n".join(lines), key="liverseg-model", description=f"What became of {name}")
 
@@ -47,17 +46,5 @@ def show_report(report: Record) -> None:
 
     run, page = report["links"].get("MLflow run"), report["page"]
     link = f"{run}/artifacts/report/{PAGE}" if run else page if "://" in page else Path(page).as_uri()
-    with _not_insisting():
+    with not_insisting():
         create_link_artifact(link, f"Report of {report['title']}", key="liverseg-report", description=page)
-
-
-@contextlib.contextmanager
-def _not_insisting() -> Iterator[None]:
-    import httpx
-    from prefect.exceptions import PrefectException
-    from prefect.logging import get_run_logger
-
-    try:
-        yield
-    except (httpx.HTTPError, PrefectException) as error:
-        get_run_logger().warning("Prefect took no artifact: %s", error)

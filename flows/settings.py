@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
@@ -52,6 +53,16 @@ def load_settings(
         return Settings.model_validate(merged)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def every_setting(section: BaseModel) -> dict[str, Any]:
+    """All settings as JSON, by the names they have in YAML; `canonical` leaves out what is in no key."""
+
+    def plain(name: str) -> Any:
+        value = getattr(section, name)
+        return every_setting(value) if isinstance(value, BaseModel) else to_jsonable_python(value)
+
+    return {field.alias or name: plain(name) for name, field in type(section).model_fields.items()}
 
 
 def find_config(name: str) -> Path:

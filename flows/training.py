@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect import flow
 
 from flows.context import open_context
+from flows.settings import every_setting
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from liverseg_core.stages import SPLIT
@@ -66,7 +67,7 @@ def _ask(context: Context, dataset: Record, deployment: str) -> "FlowRun":
     from prefect import runtime
     from prefect.deployments import run_deployment
 
-    settings = context.settings.model_dump(mode="json", by_alias=True)
+    settings = every_setting(context.settings)
     settings["compute"]["train_deployment"] = None
     asked = {"settings": settings, "dataset": dataset["key"]}
     for attempt in range(ATTEMPTS):

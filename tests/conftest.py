@@ -110,6 +110,12 @@ def free_port() -> Callable[[], int]:
     return _free_port
 
 
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], int]:
+    """A function that finds the first of so many free ports in a row."""
+    return _free_ports
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a user keeps is read or written."""

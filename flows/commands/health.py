@@ -13,7 +13,7 @@ import typer
 
 from flows.commands.options import Config, Json, Store, print_json
 from flows.console import DATA, plain_table, say
-from flows.settings import RECIPES, load_settings
+from flows.settings import RECIPES, every_setting, load_settings
 from liverseg_core.artifacts.local_store import in_bucket, open_store
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
@@ -110,7 +110,7 @@ def info(config: Config = None, as_json: Json = False) -> None:
         "cores": os.cpu_count(),
         "packages": {name: version(name) for name in PACKAGES},
         "recipes": sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")}),
-        "settings": settings.model_dump(mode="json", by_alias=True),
+        "settings": every_setting(settings),
     }
     if as_json:
         print_json(found)

@@ -242,7 +242,6 @@ def test_a_stream_left_early_ends_its_workers(make_case: MakeCase) -> None:
 
 
 def loader_processes() -> list[psutil.Process]:
-    """Children of the fork server, other than the server itself and what counts shared memory."""
+    """The workers of torch's loaders below this process, which may have servers of other tests below it too."""
     children = psutil.Process().children(recursive=True)
-    servers = {child.pid for child in psutil.Process().children()}
-    return [child for child in children if child.pid not in servers and child.status() != "zombie"]
+    return [child for child in children if child.name() == "pt_data_worker" and child.status() != "zombie"]

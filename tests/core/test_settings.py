@@ -1,12 +1,13 @@
 """Settings: flags before environment before YAML before defaults; every mistake is named."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from flows.settings import load_settings
+from flows.settings import every_setting, load_settings
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, LiversegError
 
@@ -171,3 +172,13 @@ def test_canonical_sections_survive_json() -> None:
 @pytest.mark.parametrize("digits", ["0123", "1234567890", "12e4"])
 def test_a_checksum_of_digits_stays_as_it_was_written(digits: str) -> None:
     assert load_settings(overrides=[f"source_md5={digits}"], environment={}).source_md5 == digits
+
+
+def test_every_setting_comes_back_and_none_is_left_out() -> None:
+    """Also those in no key, which a training that is handed to another pool needs as much."""
+    changed = ["train.start_from=models:/liverseg@champion", "register.tolerance=0.5", "compute.workers=3"]
+    settings = load_settings("resenc", changed, {}, store="s3://bucket/store")
+    told = json.loads(json.dumps(every_setting(settings)))
+    assert told["train"]["start_from"] == "models:/liverseg@champion"
+    assert told["register"]["tolerance"] == 0.5
+    assert Settings.model_validate(told) == settings
