@@ -1,11 +1,11 @@
-"""What orchestration costs: a case that does nothing through Prefect and Dask, and a flow with everything cached.
+"""What orchestration costs: a case of no work through Prefect and Dask, and a flow with everything cached.
 
     python benchmarks/overhead.py [--cases 1000] [--runs 5]
 
 writes benchmarks/results/overhead.json. One Prefect task maps a function that only returns a record over N
-simulated cases, on two Dask workers, as ingest maps its cases; the same without Dask stands beside it. In the
-environment of a cluster (`. cluster/env` after `make up`, with a run of its deployment completed) the deployment
-is then run again and again: seconds from asking for a run to its end, and of the run alone.
+simulated cases, on two Dask workers, as ingest maps its cases; the same without Dask stands beside it. In a
+cluster's environment (`. cluster/env` after `make up`, a run of its deployment completed) the deployment is
+run again and again instead: seconds from asking for a run to its end, and of the run alone.
 """
 
 import argparse

@@ -242,6 +242,6 @@ def test_a_stream_left_early_ends_its_workers(make_case: MakeCase) -> None:
 
 
 def loader_processes() -> list[psutil.Process]:
-    """The workers of torch's loaders below this process, which may have servers of other tests below it too."""
+    """The workers of torch's loaders below this process; servers of other tests may be there, too."""
     children = psutil.Process().children(recursive=True)
     return [child for child in children if child.name() == "pt_data_worker" and child.status() != "zombie"]

@@ -6,6 +6,7 @@ cluster are killed under it. The tests build on one another, in this order.
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -187,44 +188,57 @@ def _ask(url: str, login: str, body: Any = None) -> Any:
         return json.load(answer)
 
 
-def _make(target: str, environment: dict[str, str]) -> str:
-    command = ["make", "-o", ".venv/.installed", target]
+def typed(folder: Path, environment: dict[str, str], *lines: str) -> str:
+    """What these lines print, typed one after the other in a shell; the first that fails ends it."""
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+        ["bash", "-ec", "\n".join(lines)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, (lines, done.stdout, done.stderr)
     return done.stdout
+
+
+def page() -> list[str]:
+    """What docs/one-machine.md has people type, from `make up` on; here for a small phantom."""
+    blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / "docs" / "one-machine.md").read_text())
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("apt-get ")]
+    assert lines[0].startswith("make up LIVERSEG_SOURCE=")
+    return lines
 
 
 @pytest.fixture(scope="module")
 def cluster(
     service_environment: dict[str, str], free_port: Callable[[], int], free_ports: Callable[[int], int]
 ) -> Iterator[Cluster]:
-    """`make up` in an empty folder; afterwards `make down`, and none of its processes is left."""
+    """`make up` in a checkout; afterwards `make down`, and none of its processes is left."""
     if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not all(map(shutil.which, NEEDED)):
         pytest.skip("needs PostgreSQL and OpenStack Swift")
     folder = Path(tempfile.mkdtemp(prefix="liverseg-"))  # pytest's own are closed to the user postgres
     folder.chmod(0o755)
+    for name in ("Makefile", "infra", "deployments", "pyproject.toml", "constraints-cpu.txt", ".venv"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
     chosen = {name: str(free_port()) for name in PORTS} | {"SWIFT_PORT": str(free_ports(4))}
-    asked = {"CLUSTER": str(folder / "cluster"), "LIVERSEG_SOURCE": "s3://liverseg/incoming/"}
-    asked |= {"LIVERSEG_CONFIG": str(folder / "settings.yaml"), "DASK_WORKER_MEMORY": "1GB"}
-    environment = service_environment | chosen | asked
+    environment = service_environment | chosen | {"DASK_WORKER_MEMORY": "1GB"}
+    environment |= {"MAKEFLAGS": "--old-file=.venv/.installed"}
+    first = f"make up LIVERSEG_SOURCE=s3://liverseg/incoming/ LIVERSEG_CONFIG={folder}/settings.yaml"
     try:
-        _make("up", environment)
-        read = "set -a; . cluster/env; env -0"
-        told = subprocess.run(
-            ["bash", "-c", read], cwd=folder, env=service_environment, capture_output=True, check=True
-        )
-        pairs = (pair.partition("=") for pair in told.stdout.decode().split("\0") if pair)
+        typed(folder, environment, first)
+        told = typed(folder, service_environment, ". cluster/env", "env -0")
+        pairs = (pair.partition("=") for pair in told.split("\0") if pair)
         up = Cluster(folder / "cluster", {name: value for name, _, value in pairs})
         yield up
         names = [line.split()[0] for line in up.control("status").splitlines()]
         processes = [process for name in names for process in up.tree(name)]
-        _make("down", environment)
+        typed(folder, environment, "make down")
         assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     finally:
-        _make("down", environment)
+        typed(folder, environment, "make down")
         shutil.rmtree(folder)
 
 
@@ -394,11 +408,19 @@ def test_what_is_killed_comes_back(
     record_property("run_count", cluster.prefect(f"/flow_runs/{run}")["run_count"])
 
 
-def test_down_and_up_again(cluster: Cluster) -> None:
-    """Everything is where it was, and what was made is found."""
-    environment = cluster.environment | {"CLUSTER": str(cluster.folder)}
-    _make("down", environment)
-    _make("up", environment)
+def test_what_the_page_has_people_type(cluster: Cluster) -> None:
+    """Line by line; it ends with `make down`, a copy, and `make up`: everything is where it was."""
+    made = cluster.digests("store")
+    typed(cluster.folder.parent, cluster.environment, *page()[1:])
+    assert (cluster.folder.parent / "cluster.backup" / "env").exists()
     assert cluster.champion() == 1
-    run = cluster.ended(cluster.start(NAME))
-    assert run["state_type"] == "COMPLETED"
+    assert cluster.digests("store").items() >= made.items()
+    assert cluster.ended(cluster.start("retrain"))["state_type"] == "COMPLETED"
+
+
+def test_what_the_page_installs_is_what_runs_the_tests() -> None:
+    installed = (ROOT / ".ci" / "run").read_text().split()
+    lines = (ROOT / "docs" / "one-machine.md").read_text().splitlines()
+    wanted = [word for line in lines if line.startswith("apt-get install") for word in line.split()[2:]]
+    here = {"git", "make", "python3", "python3-venv"}
+    assert {word for word in wanted if not word.startswith("--")} - here <= set(installed)

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from liverseg_core.config import RegisterConfig
+from liverseg_core.config import RegisterConfig, Settings
 from liverseg_core.errors import LiversegError
 from tasks.metric_log import MetricLog
 from tasks.publish import Registration, register
 from tasks.registry import DICE, fetch_model, list_versions
-from tasks.tracking import OWNER, Tracking, connect, find_run, finish_run, open_run
+from tasks.tracking import OWNER, Tracking, connect, connect_patiently, find_run, finish_run, open_run
 
 PARAMS = {"train": {"learning_rate": 0.001, "network": {"name": "unet"}}, "datalist": "x" * 7000}
 
@@ -133,6 +133,24 @@ def test_no_server_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mlflow.db").write_bytes(b"junk" * 1000)
     with pytest.raises(LiversegError, match=r"LS401.*not a database"):
         connect(None, tmp_path, "liverseg")
+
+
+def test_a_silent_server_is_waited_for_and_a_broken_store_is_not(
+    tmp_path: Path, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    def settings(**register: object) -> Settings:
+        return Settings.model_validate({"store": str(tmp_path), "register": {"patience_s": 3} | register})
+
+    begun = time.monotonic()
+    with pytest.raises(LiversegError, match=r"LS401.*no answer"):
+        connect_patiently(settings(tracking_uri=f"http://127.0.0.1:{free_port()}"))
+    assert time.monotonic() - begun > 3
+    said = [record.getMessage() for record in caplog.records if record.name == "tasks.tracking"]
+    assert len(said) == 1
+    assert said[0].endswith("failed: no answer; trying again for 3 s")
+    (tmp_path / "mlflow.db").write_bytes(b"junk" * 1000)
+    with pytest.raises(LiversegError, match=r"LS401.*not a database"):
+        connect_patiently(settings(patience_s=1000))
 
 
 # The registry
