@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def test_every_error_code_is_explained_once() -> None:
@@ -15,7 +16,7 @@ def test_every_error_code_is_explained_once() -> None:
     assert sorted(listed) == sorted(used)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/deployment.md", "docs/errors.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

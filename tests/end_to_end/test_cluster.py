@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,10 @@ class Cluster:
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
-    def prefect(self, path: str, body: Any = None) -> Any:
+    def prefect(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """What Prefect's API answers."""
-        return _ask(
-            self.environment["PREFECT_API_URL"] + path, self.environment["PREFECT_API_AUTH_STRING"], body
-        )
+        url, login = (self.environment[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING"))
+        return _ask(url + path, login, body, method)
 
     def mlflow(self, path: str) -> Any:
         """What MLflow's REST API answers."""
@@ -178,14 +177,15 @@ class Cluster:
         )
 
 
-def _ask(url: str, login: str, body: Any = None) -> Any:
+def _ask(url: str, login: str, body: Any = None, method: str | None = None) -> Any:
     headers = {
         "Content-Type": "application/json",
         "Authorization": "Basic " + base64.b64encode(login.encode()).decode(),
     }
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as answer:
-        return json.load(answer)
+    request = urllib.request.Request(url, data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def typed(folder: Path, environment: dict[str, str], *lines: str) -> str:
@@ -309,14 +309,14 @@ def test_a_schedule_with_nothing_new(
     cluster: Cluster, record_property: Callable[[str, object], None]
 ) -> None:
     deployment = cluster.prefect("/deployments/name/retrain/retrain")
-    soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
-    schedule = {"schedule": {"interval": 86400, "anchor_date": soon}, "active": True}
-    cluster.prefect(f"/deployments/{deployment['id']}/schedules", [schedule])
     known = {run["id"] for run in cluster.runs("retrain")}
+    schedules = f"/deployments/{deployment['id']}/schedules"
+    (made,) = cluster.prefect(schedules, [{"schedule": {"interval": 40}, "active": True}])
     deadline = time.monotonic() + 120
     while not (fresh := [run for run in cluster.runs("retrain") if run["id"] not in known]):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    cluster.prefect(f"{schedules}/{made['id']}", method="DELETE")
     run = cluster.ended(fresh[0]["id"])
     assert run["auto_scheduled"]
     assert run["state_type"] == "COMPLETED"
