@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,43 @@ def test_dask_takes_those_with_a_certificate(cluster: tuple[str, dict[str, str]]
         pytest.raises(ssl.SSLError, match="certificate required"),
     ):
         door.recv(1)
+
+
+def test_processes_are_the_services_of_compose_on_loopback() -> None:
+    """`make up` runs the same commands, but for where things are; each is logged, and started in its turn."""
+    conf = ConfigParser(interpolation=None)
+    conf.read(INFRA / "processes" / "supervisord.conf")
+    programs = {
+        name.removeprefix("program:"): dict(conf[name])
+        for name in conf.sections()
+        if name.startswith("program:")
+    }
+    assert programs.keys() == SERVICES.keys() - {"bucket", "deploy"}
+    for name, program in programs.items():
+        assert program["autostart"] == "false"
+        assert f"/log/{name}" in program["stdout_logfile"]
+        words = program["command"].split()
+        assert "0.0.0.0" not in program["command"]
+        addresses = [
+            re.split("[ =]", part)[1] for part in re.findall(r"--?h(?:ost)?[ =]\S+", program["command"])
+        ]
+        assert set(addresses) <= {"127.0.0.1"}
+        if name in ("postgres", "s3"):
+            continue
+        theirs = {word for word in map(str, SERVICES[name]["command"]) if re.fullmatch(r"[a-z-]+", word)}
+        assert theirs - {"--with-healthcheck"} <= set(words), name
+
+
+def test_the_automations_fit_the_heartbeats() -> None:
+    """A healthy run must have sent three heartbeats before it is called lost."""
+    found = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())["automations"]
+    names = [automation["name"] for automation in found]
+    assert f"inspect '{names[0]}'" in (ROOT / "deployments" / "deploy").read_text()
+    within = found[0]["trigger"]["within"]
+    for place in ("compose.yaml", "kubernetes/settings.yaml", "processes/up"):
+        (heartbeat,) = re.findall(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY\W+(\d+)", (INFRA / place).read_text())
+        assert within >= 3 * int(heartbeat)
+    deployed = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    assert set(found[0]["trigger"]["match_related"]["prefect.resource.name"]) == {
+        one["name"] for one in deployed
+    }

@@ -1,0 +1,127 @@
+"""The image's steps on a bare Debian, by buildah, which needs no daemon: the wheel, and the object store.
+
+Left out is the stage that installs every dependency: minutes, and gigabytes.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@dataclass(frozen=True)
+class Buildah:
+    """Buildah with a storage of its own."""
+
+    storage: tuple[str, ...]
+
+    def __call__(self, *arguments: object) -> str:
+        """What a command prints."""
+        command = ["buildah", *self.storage, *map(str, arguments)]
+        environment = os.environ | {"BUILDAH_ISOLATION": "chroot"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stdout[-3000:], done.stderr[-3000:])
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """Buildah; afterwards its containers and images are gone."""
+    if os.getuid() != 0 or not all(map(shutil.which, ("buildah", "debootstrap"))):
+        pytest.skip("needs root, buildah and debootstrap")
+    folder = tmp_path_factory.mktemp("images")
+    found = Buildah(("--root", str(folder / "storage"), "--runroot", str(folder / "run")))
+    yield found
+    found("rm", "--all")
+    found("rmi", "--all", "--force")
+
+
+@pytest.fixture(scope="module")
+def debian(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image of the smallest Debian 12 with Python."""
+    root = tmp_path_factory.mktemp("debian") / "root"
+    packages = "python3,python3-venv,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    if CERTIFICATES.exists():  # this machine's, which may know one more authority
+        shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, root, "/")
+    buildah("commit", "--quiet", container, "debian")
+    shutil.rmtree(root)
+    return "localhost/debian"
+
+
+@pytest.fixture
+def build(buildah: Buildah, debian: str) -> Callable[[str], str]:
+    """A function that builds the Dockerfile up to a stage, and returns a container of it."""
+
+    def call(stage: str) -> str:
+        bases = ["--build-arg", f"BASE={debian}", "--build-arg", f"SYSTEM={debian}"]
+        buildah(
+            "bud", "--quiet", *bases, "--target", stage, "--tag", stage, "--file", "infra/Dockerfile", "."
+        )
+        return buildah("from", f"localhost/{stage}")
+
+    return call
+
+
+def test_the_wheel(build: Callable[[str], str], buildah: Buildah) -> None:
+    container = build("wheel")
+    (wheel,) = buildah("run", container, "--", "sh", "-c", "ls /wheels/*.whl").split()
+    listed = buildah("run", container, "--", "python3", "-m", "zipfile", "--list", wheel)
+    for part in ("liverseg_core/config.py", "tasks/publish.py", "flows/cli.py", "flows/recipes/unet.yaml"):
+        assert part in listed
+    assert "torch>=" in buildah("run", container, "--", "cat", "/wheels/requirements.txt")
+
+
+def test_the_object_store(
+    build: Callable[[str], str], buildah: Buildah, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """It starts as the image says, as its own user, and takes an object."""
+    import boto3
+    from botocore.config import Config
+
+    container, port = build("s3"), free_port()
+    assert buildah("inspect", "--format", "{{.OCIv1.Config.User}}", container) == "swift"
+    (tmp_path / "s3-key").write_text("testing")
+    (tmp_path / "s3-key").chmod(0o644)
+    tmp_path.chmod(0o755)
+    told = ["--env", "S3_HOST=127.0.0.1", "--env", f"S3_PORT={port}", "--volume", f"{tmp_path}:/run/secrets"]
+    command = ["buildah", *buildah.storage, "run", *told, container, "--", "/etc/swift/start"]
+    with (tmp_path / "s3.log").open("wb") as log:
+        environment = os.environ | {"BUILDAH_ISOLATION": "chroot"}
+        server = psutil.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/healthcheck", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "s3.log").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        path = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        login = {"aws_access_key_id": "liverseg:store", "aws_secret_access_key": "testing"}
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=path, **login)
+        client.create_bucket(Bucket="b")
+        client.put_object(Bucket="b", Key="k", Body=b"content")
+        assert client.get_object(Bucket="b", Key="k", Range="bytes=3-5")["Body"].read() == b"ten"
+    finally:
+        for process in server.children(recursive=True):
+            if "/etc/swift/start" in process.cmdline()[:2]:
+                process.terminate()  # and it ends what it started
+        server.wait(30)
