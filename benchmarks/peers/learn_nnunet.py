@@ -48,7 +48,8 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
             trainer.train_step(next(trainer.dataloader_train))
         trained_s += cpu_s() - began
         axes = trainer.inference_allowed_mirroring_axes
-        if point < request["points"] - 1:  # its mirrored predictions, eight times the work, at the end alone
+        # Its mirrored predictions are eight times the work: at the end alone, and not of its largest network.
+        if point < request["points"] - 1 or not request["smaller"]:
             trainer.inference_allowed_mirroring_axes = None
         trainer.perform_actual_validation()
         trainer.inference_allowed_mirroring_axes = axes
