@@ -21,7 +21,7 @@ class RunReport:
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + LOG_INTERVAL_S
             self._log(f"{stage}: {done} of {total} {note}".rstrip())
-        if stage not in self.bars or time.monotonic() >= self.bar_due:
+        if stage not in self.bars or done == total or time.monotonic() >= self.bar_due:
             self.bar_due = time.monotonic() + BAR_INTERVAL_S
             self.bars[stage] = _show_progress(self.bars.get(stage), stage, done / max(total, 1))
 

@@ -375,13 +375,13 @@ def flipped(content: bytes) -> bytes:
 
 
 def test_a_tracking_server_that_is_away(liverseg: Run, ingested: Path, tiny: Path, tmp_path: Path) -> None:
-    """Said before training begins, in seconds, and with the address."""
+    """Said before training begins, after the wait that was asked for, and with the address."""
     store = Path(shutil.copytree(ingested, tmp_path / "store"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     settings = ["--config", tiny, "--store", store, "--set", f"register.tracking_uri={uri}"]
-    ended = liverseg("train", *settings)
+    ended = liverseg("train", *settings, "--set", "register.patience_s=3")
     check(ended, "LS401", 4, store)
     assert uri in ended.error
     assert not list(store.glob("models/.staging-*/checkpoints"))

@@ -111,7 +111,9 @@ def test_typed_at_the_shell(deployed: dict[str, str], mlflow_server: str) -> Non
     assert {file["path"] for file in report["files"]} >= {"report/report.html", "report/model_card.md"}
     shown = ask(f"{api}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     artifacts = {artifact["key"]: artifact["data"] for artifact in shown}
-    assert artifacts.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report"}
+    stages = {f"liverseg-{stage}" for stage in ("ingest", "train", "evaluate")}
+    assert artifacts.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report", *stages}
+    assert all(float(artifacts[stage]) == 100 for stage in stages)
     place = f"/runs/{mlflow_run}/artifacts/report/report.html)"
     assert artifacts["liverseg-report"].startswith(f"[Report of liverseg version 1]({mlflow_server}/#/")
     assert artifacts["liverseg-report"].endswith(place)
