@@ -51,8 +51,8 @@ def train_there_or_here(context: Context, dataset: Record) -> Record:
     there = context.settings.compute.train_deployment
     if there and not is_trained(context, dataset):
         run = _ask(context, dataset, there if "/" in there else f"train/{there}")
-        ended = run.state.name if run.state else "nowhere"
-        if ended != "Completed" or not is_trained(context, dataset):
+        if run.state is None or not run.state.is_completed() or not is_trained(context, dataset):
+            ended = run.state and run.state.name
             raise LiversegError(
                 "LS409",
                 f"the run {run.name!r} of {there} ended {ended} and left no model here",

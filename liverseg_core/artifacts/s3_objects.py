@@ -18,6 +18,7 @@ from liverseg_core.sources.s3_client import (
     CUT,
     NO_CREDENTIALS,
     UNREACHED,
+    every_page,
     file_system,
     is_passing,
     is_refused,
@@ -98,16 +99,15 @@ def listing(bucket: Bucket, prefix: str, delimiter: str = "") -> Iterator[Listed
     Raises:
         LiversegError: As `get`.
     """
-    token: dict[str, str] = {}
-    while True:
-        page = _ask(bucket, "list_objects_v2", Prefix=prefix, Delimiter=delimiter, **token) or {}
+
+    def ask(token: dict[str, str]) -> dict[str, Any]:
+        return _ask(bucket, "list_objects_v2", Prefix=prefix, Delimiter=delimiter, **token) or {}
+
+    for page in every_page(ask):
         yield from (Listed(entry["Prefix"]) for entry in page.get("CommonPrefixes", ()))
         for entry in page.get("Contents", ()):
             modified, md5 = entry["LastModified"].timestamp(), entry["ETag"].strip('"')
             yield Listed(entry["Key"], entry["Size"], modified, md5)
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def delete(bucket: Bucket, keys: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ configuration, or from the settings; a Dask worker looks on its own machine.
 
 import functools
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -40,6 +41,17 @@ def is_refused(status: int, code: str) -> bool:
 def is_passing(status: int, code: str) -> bool:
     """Whether a server's error may not happen again."""
     return status >= 500 or status in (408, 425, 429) or code in ("SlowDown", "RequestTimeout")
+
+
+def every_page(ask: Callable[[dict[str, str]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The pages of a listing, which `ask` gets by what goes into a request for the next one."""
+    token: dict[str, str] = {}
+    while True:
+        page = ask(token)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 @functools.lru_cache(8)

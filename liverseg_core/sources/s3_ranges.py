@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from liverseg_core.sources.s3_client import (
     CUT,
     NO_CREDENTIALS,
     UNREACHED,
+    every_page,
     file_system,
     is_passing,
     is_refused,
@@ -52,15 +52,13 @@ def list_objects(url: str, options: RemoteConfig) -> Iterator[tuple[str, int, st
         LiversegError: As `fetch`, when failures do not pass.
     """
     system = file_system(options)
-    token: dict[str, str] = {}
-    while True:
-        ask = functools.partial(fsspec.asyn.sync, system.loop, _list, system, url, token)
-        page = insist(ask, options)
+
+    def ask(token: dict[str, str]) -> dict[str, Any]:
+        return insist(lambda: fsspec.asyn.sync(system.loop, _list, system, url, token), options)
+
+    for page in every_page(ask):
         for entry in page.get("Contents", ()):
             yield entry["Key"].removeprefix(_place(url)["Key"]), entry["Size"], entry["ETag"]
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 async def _list(system: Any, url: str, token: dict[str, str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from liverseg_core.training.patches import PatchDataset, patch_stream
 SPACING = (2.0, 2.0, 3.0)
 SIZE = (16, 16, 8)
 MakeCase = Callable[..., Case]
+LoaderProcesses = Callable[[], list[psutil.Process]]
 
 
 @pytest.fixture
@@ -30,6 +31,22 @@ def make_case(build: SimpleNamespace, tmp_path: Path) -> MakeCase:
         return open_case(build.stored_case(tmp_path / name, image, label, SPACING))
 
     return make
+
+
+@pytest.fixture
+def loader_processes() -> LoaderProcesses:
+    """A function that finds children of the fork server, not the server itself and what counts shared memory.
+
+    Servers of other tests that run below this process are there before, and left out.
+    """
+    others = set(psutil.Process().children(recursive=True))
+
+    def found() -> list[psutil.Process]:
+        new = set(psutil.Process().children(recursive=True)) - others
+        servers = {child.pid for child in psutil.Process().children()}
+        return [child for child in new if child.pid not in servers and child.status() != "zombie"]
+
+    return found
 
 
 def anatomy(shape: tuple[int, int, int] = (40, 36, 20), tumour: bool = True) -> np.ndarray:
@@ -215,7 +232,9 @@ def test_resident_volumes_are_read_once_and_others_never_whole(make_case: MakeCa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_300_patches_leave_nothing_behind(make_case: MakeCase, workers: int) -> None:
+def test_300_patches_leave_nothing_behind(
+    make_case: MakeCase, loader_processes: LoaderProcesses, workers: int
+) -> None:
     """Neither handles nor memory nor processes; what a first pass brings in, such as libraries, stays."""
     dataset = PatchDataset([make_case("a", anatomy((90, 80, 70)))], config(patch_size=(32, 32, 32)))
     compute, process = ComputeConfig(loader_workers=workers), psutil.Process()
@@ -230,7 +249,7 @@ def test_300_patches_leave_nothing_behind(make_case: MakeCase, workers: int) -> 
     assert not loader_processes()
 
 
-def test_a_stream_left_early_ends_its_workers(make_case: MakeCase) -> None:
+def test_a_stream_left_early_ends_its_workers(make_case: MakeCase, loader_processes: LoaderProcesses) -> None:
     dataset = PatchDataset([make_case("a", anatomy())], config())
     stream = iter(patch_stream(dataset, range(1000), 2, ComputeConfig(loader_workers=2)))
     next(stream)
@@ -239,9 +258,3 @@ def test_a_stream_left_early_ends_its_workers(make_case: MakeCase) -> None:
     gc.collect()
     psutil.wait_procs(loader_processes(), timeout=20)
     assert not loader_processes()
-
-
-def loader_processes() -> list[psutil.Process]:
-    """The workers of torch's loaders below this process; servers of other tests may be there, too."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.name() == "pt_data_worker" and child.status() != "zombie"]
