@@ -226,7 +226,7 @@ def _s3_client(url: str, key: str, secret: str) -> Any:
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     }
-    client = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=url,
         aws_access_key_id=key,
@@ -234,8 +234,12 @@ def _s3_client(url: str, key: str, secret: str) -> Any:
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, **checksums),
     )
-    client.create_bucket(Bucket="data")
-    return client
+
+
+@pytest.fixture(scope="session")
+def s3_client() -> Callable[[str, str, str], Any]:
+    """A function that makes a client of an S3 server, from its URL and a login."""
+    return _s3_client
 
 
 def _s3_environment(url: str, key: str, secret: str) -> dict[str, str]:
@@ -252,7 +256,9 @@ def s3_server(
     url, login = f"http://127.0.0.1:{port}", ("test", "test")
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, service_environment, log, lambda: _answers(f"{url}/moto-api/")):
-        yield S3Server(url, _s3_environment(url, *login), log, _s3_client(url, *login))
+        client = _s3_client(url, *login)
+        client.create_bucket(Bucket="data")
+        yield S3Server(url, _s3_environment(url, *login), log, client)
 
 
 @pytest.fixture(scope="session")
@@ -272,7 +278,9 @@ def object_store(
     subprocess.run([SWIFT / "rings.sh"], env=environment, check=True, capture_output=True)
     command = [str(SWIFT / "start")]
     with _running(command, environment, log, lambda: _answers(f"{url}/healthcheck")):
-        yield S3Server(url, _s3_environment(url, *login), log, _s3_client(url, *login))
+        client = _s3_client(url, *login)
+        client.create_bucket(Bucket="data")
+        yield S3Server(url, _s3_environment(url, *login), log, client)
 
 
 @dataclass

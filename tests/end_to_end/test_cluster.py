@@ -19,11 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
-from botocore.config import Config
 
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 
@@ -63,6 +61,8 @@ class Cluster:
 
     folder: Path
     environment: dict[str, str]
+    s3: Any
+    """A client of its object store."""
 
     def run(self, *command: str, timeout: float = 600) -> str:
         """What a command prints, typed in a shell that has read the cluster's `env`."""
@@ -100,22 +100,6 @@ class Cluster:
         """A service's process and those below it."""
         main = psutil.Process(int(self.control("pid", service)))
         return [main, *main.children(recursive=True)]
-
-    @property
-    def s3(self) -> Any:
-        """A client of the object store."""
-        path = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
-        key = dict(
-            line.split(" = ")
-            for line in (self.folder / "secrets" / "s3-credentials").read_text().splitlines()[1:]
-        )
-        return boto3.client(
-            "s3",
-            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            region_name="us-east-1",
-            config=path,
-            **key,
-        )
 
     def keys(self, prefix: str) -> dict[str, datetime]:
         """When each object below a prefix was written."""
@@ -215,7 +199,10 @@ def page() -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster(
-    service_environment: dict[str, str], free_port: Callable[[], int], free_ports: Callable[[int], int]
+    service_environment: dict[str, str],
+    free_port: Callable[[], int],
+    free_ports: Callable[[int], int],
+    s3_client: Callable[[str, str, str], Any],
 ) -> Iterator[Cluster]:
     """`make up` in a checkout; afterwards `make down`, and none of its processes is left."""
     if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not all(map(shutil.which, NEEDED)):
@@ -232,7 +219,9 @@ def cluster(
         typed(folder, environment, first)
         told = typed(folder, service_environment, ". cluster/env", "env -0")
         pairs = (pair.partition("=") for pair in told.split("\0") if pair)
-        up = Cluster(folder / "cluster", {name: value for name, _, value in pairs})
+        read = {name: value for name, _, value in pairs}
+        key = (folder / "cluster" / "secrets" / "s3-key").read_text()
+        up = Cluster(folder / "cluster", read, s3_client(read["AWS_ENDPOINT_URL"], "liverseg:store", key))
         yield up
         names = [line.split()[0] for line in up.control("status").splitlines()]
         processes = [process for name in names for process in up.tree(name)]

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -87,12 +88,13 @@ def test_the_wheel(build: Callable[[str], str], buildah: Buildah) -> None:
 
 
 def test_the_object_store(
-    build: Callable[[str], str], buildah: Buildah, free_port: Callable[[], int], tmp_path: Path
+    build: Callable[[str], str],
+    buildah: Buildah,
+    free_port: Callable[[], int],
+    s3_client: Callable[[str, str, str], Any],
+    tmp_path: Path,
 ) -> None:
     """It starts as the image says, as its own user, and takes an object."""
-    import boto3
-    from botocore.config import Config
-
     container, port = build("s3"), free_port()
     assert buildah("inspect", "--format", "{{.OCIv1.Config.User}}", container) == "swift"
     (tmp_path / "s3-key").write_text("testing")
@@ -113,9 +115,7 @@ def test_the_object_store(
                 assert server.poll() is None, (tmp_path / "s3.log").read_text()[-3000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-        path = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
-        login = {"aws_access_key_id": "liverseg:store", "aws_secret_access_key": "testing"}
-        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=path, **login)
+        client = s3_client(url, "liverseg:store", "testing")
         client.create_bucket(Bucket="scans")
         client.put_object(Bucket="scans", Key="k", Body=b"content")
         assert client.get_object(Bucket="scans", Key="k", Range="bytes=3-5")["Body"].read() == b"ten"
