@@ -47,7 +47,7 @@ def _show_progress(bar: UUID | None, stage: str, share: float) -> UUID | None:
         return None
     with not_insisting():
         if bar is None:
-            made = create_progress_artifact(100 * share, f"liverseg-{stage}", f"Progress of {stage}")
+            made = create_progress_artifact(100 * share, f"liverseg-{stage}-progress", f"Progress of {stage}")
             return cast("UUID", made)
         update_progress_artifact(bar, 100 * share)
     return bar

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 STOP_SECONDS = 10.0
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 SWIFT_PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")

@@ -161,7 +161,7 @@ def maker(store: Path, pause: float, resumable: bool = False) -> "subprocess.Pop
 
 def test_sigkill_at_random_times(tmp_path: Path) -> None:
     whole = maker(tmp_path / "whole", 0)
-    assert whole.communicate(timeout=60)[0].endswith("False\n")
+    assert whole.communicate(timeout=300)[0].endswith("False\n")
     (expected,) = (tmp_path / "whole" / "s").iterdir()
     generator = random.Random(0)
     for n in range(5):
@@ -171,10 +171,10 @@ def test_sigkill_at_random_times(tmp_path: Path) -> None:
         assert process.stdout.readline() == "making\n"
         time.sleep(generator.uniform(0, 0.35))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         complete_or_absent(store)
         again = maker(store, 0, resumable=n % 2 == 0)
-        _output, errors = again.communicate(timeout=60)
+        _output, errors = again.communicate(timeout=300)
         assert again.returncode == 0, errors
         (made,) = (path for path in (store / "s").iterdir() if not path.name.endswith(".lock"))
         assert {entry.name: entry.read_bytes() for entry in made.glob("*.bin")} == {
@@ -188,12 +188,12 @@ def test_two_processes_never_make_the_same(tmp_path: Path) -> None:
     assert first.stdout
     assert first.stdout.readline() == "making\n"
     second = maker(tmp_path, 0)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=300)
     assert second.returncode != 0
     assert "LS601" in errors
     assert f"process {first.pid} on {os.uname().nodename}" in errors
-    assert first.communicate(timeout=60)[0] == "False\n"
-    assert maker(tmp_path, 0).communicate(timeout=60)[0] == "True\n"
+    assert first.communicate(timeout=300)[0] == "False\n"
+    assert maker(tmp_path, 0).communicate(timeout=300)[0] == "True\n"
 
 
 WRITER = """

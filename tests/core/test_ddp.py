@@ -97,7 +97,7 @@ def test_under_torchrun_and_in_parts(job_of: Callable[..., TrainJob], tmp_path: 
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
         [sys.executable, *command, "-m", "liverseg_core.training.train_worker", str(request)],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert '{"facts": {"steps": 3' in ended.stderr

@@ -219,7 +219,7 @@ def cluster(
 def test_dask_takes_those_with_a_certificate(cluster: tuple[str, dict[str, str]], secrets: Path) -> None:
     address, environment = cluster
     command = [sys.executable, "-c", CLIENT.format(address=address)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout == "[1, 2, 3]\n", done.stderr
     context = ssl.create_default_context(cafile=secrets / "dask-ca.crt")
     context.check_hostname = False

@@ -228,7 +228,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "code", "passing"), FAULTS, ids=[fault for fault, *_ in FAULTS])
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_faults(build: SimpleNamespace, served: Any, fault: str, code: str, passing: bool) -> None:
     """A fault that passes costs requests and nothing else; one that lasts is named; neither is ever data."""
     options = HERE.model_copy(update={"timeout_s": 0.1})

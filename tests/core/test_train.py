@@ -184,7 +184,7 @@ train(job, Path({str(tmp_path)!r}), lambda step, values: None)
 """
     process = subprocess.Popen([sys.executable, "-c", script])
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not any(tmp_path.glob(f"{CHECKPOINTS}/*.pt")):
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -104,7 +104,7 @@ def liverseg(start: Callable[..., subprocess.Popen[str]]) -> Run:
     def call(*arguments: object, **environment: str) -> Ended:
         begun = time.monotonic()
         process = start(*arguments, **environment)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1200)
         return Ended(process.returncode, out, err, time.monotonic() - begun)
 
     return call

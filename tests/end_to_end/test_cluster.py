@@ -25,7 +25,7 @@ import yaml
 
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]
 
 ROOT = Path(__file__).parents[2]
 NAME = "ingest-train-evaluate"
@@ -52,7 +52,10 @@ SAME = ("cases", "datasets", "models", "evaluations")
 """What the same data and settings must give again, whatever the model is called."""
 INSTALLED = 'make() { command make -o .venv/.installed "$@"; }'
 """`.venv` is there: it runs this."""
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
+"""One that crashed is taken up again."""
+PATIENCE_S = 1800
+"""Of a machine that has other things to do; a run takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Cluster:
     s3: Any
     """A client of its object store."""
 
-    def run(self, *command: str, timeout: float = 600) -> str:
+    def run(self, *command: str) -> str:
         """What a command prints, typed in a shell that has read the cluster's `env`."""
         done = subprocess.run(
             command,
@@ -72,7 +75,7 @@ class Cluster:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
@@ -135,20 +138,18 @@ class Cluster:
         body = {"parameters": found["parameters"] | parameters, "state": {"type": "SCHEDULED"}}
         return str(self.prefect(f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
-    def ended(self, run: str, seconds: float = 900) -> dict[str, Any]:
+    def ended(self, run: str) -> dict[str, Any]:
         """A flow run when it has ended."""
-        return self.await_run(run, lambda found: found["state_type"] in ENDED, seconds)
+        return self.await_run(run, lambda found: found["state_type"] in ENDED)
 
-    def await_run(
-        self, run: str, met: Callable[[dict[str, Any]], bool], seconds: float = 300
-    ) -> dict[str, Any]:
+    def await_run(self, run: str, met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """A flow run when a condition is met."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             found: dict[str, Any] = self.prefect(f"/flow_runs/{run}")
             if met(found):
                 return found
-            assert time.monotonic() < deadline, (found["name"], found["state_type"], self.logs())
+            assert time.monotonic() < deadline, (found["name"], found["state_name"], self.logs())
             time.sleep(0.5)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ def typed(folder: Path, environment: dict[str, str], *lines: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1000,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, (lines, done.stdout, done.stderr)
@@ -281,7 +282,7 @@ def test_new_cases_are_retrained_on(cluster: Cluster, scans: Path) -> None:
     before = cluster.keys("store/cases/")
     bring(cluster, scans, 8)
     cluster.run("prefect", "event", "emit", "liverseg.data.arrived", "--resource-id", "liverseg.source")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_S
     while not (runs := cluster.runs("retrain")):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -303,7 +304,7 @@ def test_a_schedule_with_nothing_new(
     known = {run["id"] for run in cluster.runs("retrain")}
     schedules = f"/deployments/{deployment['id']}/schedules"
     (made,) = cluster.prefect(schedules, [{"schedule": {"interval": 40}, "active": True}])
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_S
     while not (fresh := [run for run in cluster.runs("retrain") if run["id"] not in known]):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -327,7 +328,7 @@ def test_two_retrainings_at_once_take_turns(cluster: Cluster) -> None:
         waiting.update(run["id"] for run in found if run["state_name"] == "AwaitingConcurrencySlot")
         return all(run["state_type"] in ENDED for run in found)
 
-    cluster.await_run(first, both_ended, 600)
+    cluster.await_run(first, both_ended)
     assert len(waiting) == 1, "one of them was queued, by that name"
     assert all(cluster.prefect(f"/flow_runs/{run}")["state_type"] == "COMPLETED" for run in (first, second))
 
@@ -350,7 +351,7 @@ def undisturbed(cluster: Cluster) -> dict[str, Any]:
 
 def kill_a_dask_worker(cluster: Cluster, store: str) -> None:
     """In the middle of the ingest."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_S
     while not any(key.endswith("/manifest.json") for key in cluster.keys(f"{store}/cases/")):
         assert time.monotonic() < deadline
     for process in cluster.tree("dask-worker:0"):
@@ -376,7 +377,7 @@ def kill_the_prefect_worker(cluster: Cluster, store: str) -> None:
 
 def await_training(cluster: Cluster, store: str) -> None:
     """Until a checkpoint of a training has been written."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_S
     while not any("/.staging-" in key for key in cluster.keys(f"{store}/models/")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -400,9 +401,15 @@ def test_what_is_killed_comes_back(
 
 
 def test_what_the_page_has_people_type(cluster: Cluster) -> None:
-    """Line by line; it ends with `make down`, a copy, and `make up`: everything is where it was."""
+    """Line by line; after `make down`, a copy, and `make up`, everything is where it was."""
     made = cluster.digests("store")
-    typed(cluster.folder.parent, cluster.environment, *page()[1:])
+    lines = page()[1:]
+    down = lines.index("make down")
+    typed(cluster.folder.parent, cluster.environment, *lines[:down])
+    for deployment in (NAME, "retrain"):
+        for run in cluster.runs(deployment):
+            assert cluster.ended(run["id"])["state_type"] == "COMPLETED"
+    typed(cluster.folder.parent, cluster.environment, *lines[down:])
     assert (cluster.folder.parent / "cluster.backup" / "env").exists()
     assert cluster.champion() == 1
     assert cluster.digests("store").items() >= made.items()

@@ -32,7 +32,7 @@ TINY = {
 }
 
 
-def prefect(command: str, environment: dict[str, str], timeout: float = 240) -> str:
+def prefect(command: str, environment: dict[str, str], timeout: float = 1200) -> str:
     """Type a Prefect command at the root of the repository and return what it prints."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("prefect")), *command.split()],
@@ -111,9 +111,10 @@ def test_typed_at_the_shell(deployed: dict[str, str], mlflow_server: str) -> Non
     assert {file["path"] for file in report["files"]} >= {"report/report.html", "report/model_card.md"}
     shown = ask(f"{api}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     artifacts = {artifact["key"]: artifact["data"] for artifact in shown}
-    stages = {f"liverseg-{stage}" for stage in ("ingest", "train", "evaluate")}
-    assert artifacts.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report", *stages}
-    assert all(float(artifacts[stage]) == 100 for stage in stages)
+    bars = {key for key in artifacts if key.endswith("-progress")}
+    assert bars >= {f"liverseg-{stage}-progress" for stage in ("ingest", "train", "evaluate")}
+    assert all(float(artifacts[bar]) == 100 for bar in bars)
+    assert artifacts.keys() - bars == {"liverseg-dice", "liverseg-model", "liverseg-report"}
     place = f"/runs/{mlflow_run}/artifacts/report/report.html)"
     assert artifacts["liverseg-report"].startswith(f"[Report of liverseg version 1]({mlflow_server}/#/")
     assert artifacts["liverseg-report"].endswith(place)
@@ -172,7 +173,7 @@ def test_an_event_asks_for_retraining(deployed: dict[str, str], mlflow_server: s
     assert [each["schedule"]["cron"] for each in deployment["schedules"]] == ["0 3 * * *"]
     assert deployment["global_concurrency_limit"]["limit"] == 1
     prefect("event emit liverseg.data.arrived --resource-id liverseg.source", deployed)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     states: set[str] = set()
     while not states & {"COMPLETED", "FAILED", "CRASHED"} and time.monotonic() < deadline:
         time.sleep(1)

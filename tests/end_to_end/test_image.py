@@ -17,7 +17,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]
 
 ROOT = Path(__file__).parents[2]
 FILE = "infra/Dockerfile"
@@ -57,7 +57,7 @@ def debian(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("debian") / "root"
     packages = "python3,python3-venv,ca-certificates"
     command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)]
-    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    subprocess.run(command, check=True, capture_output=True, timeout=3000)
     if CERTIFICATES.exists():  # this machine's, which may know one more authority
         shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
     container = buildah("from", "scratch")
@@ -106,7 +106,7 @@ def test_the_object_store(
         environment = os.environ | {"BUILDAH_ISOLATION": "chroot"}
         server = psutil.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"{url}/healthcheck", timeout=5).close()

@@ -62,7 +62,7 @@ def client(home: Path, mode: str) -> subprocess.CompletedProcess[str]:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -128,7 +128,7 @@ def test_runs_side_by_side_share_a_new_database(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     for process in both:
-        assert process.communicate(timeout=120)[1] == ""
+        assert process.communicate(timeout=600)[1] == ""
         assert process.returncode == 0
     assert rows(tmp_path, "select state_type, count(*) from task_run group by 1") == [("COMPLETED", 8)]
 
@@ -149,7 +149,7 @@ def test_a_configured_api_is_left_alone(tmp_path: Path, place: str) -> None:
         "    from prefect.settings import get_current_settings\n"
         "    print(api, get_current_settings().api.url)"
     )
-    printed = subprocess.check_output([sys.executable, "-c", code], env=settings, text=True, timeout=60)
+    printed = subprocess.check_output([sys.executable, "-c", code], env=settings, text=True, timeout=300)
     assert printed.split() == ["None", url]
     if place == "environment":  # a profile is read when the server is under way, maybe with its database
         assert not list(tmp_path.rglob("prefect.db"))

@@ -90,7 +90,7 @@ def test_ingest_from_s3_goes_on_after_a_kill(
     s3_server.put("data", "killed.tar", tar.read_bytes())
     arguments = ["--store", store, "--set", "ingest.spacing_mm=[1.5,1.5,1.5]", "--workers", 2]
     process = start("ingest", "s3://data/killed.tar", *arguments, **s3_server.environment)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(finished_at(store)) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -98,7 +98,7 @@ def test_ingest_from_s3_goes_on_after_a_kill(
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    assert not psutil.wait_procs(children, timeout=15)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
     before = finished_at(store)
     assert 2 <= len(before) < 8, "the kill was meant to land in the middle"
     done = liverseg("ingest", "s3://data/killed.tar", *arguments, "--json", **s3_server.environment).ok().data

@@ -111,7 +111,7 @@ def test_a_killed_ingest_goes_on(
     settings = bucket.environment | {"LIVERSEG_CACHE": str(tmp_path / "cache")}
     store = opened(url, bucket, tmp_path / "elsewhere", monkeypatch)
     process = start(*arguments, **settings)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(digests(store)) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -119,7 +119,7 @@ def test_a_killed_ingest_goes_on(
     for child in (process, *children):
         child.kill()
     process.communicate()
-    assert not psutil.wait_procs(children, timeout=15)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
     before = digests(store)
     assert 2 <= len(before) < 8, "the kill was meant to land in the middle"
     for key in store.folders(INGEST):  # what is there is whole

@@ -101,7 +101,6 @@ def digests(store: Path) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.timeout(180)
 def test_workers_and_sources_change_no_byte(everywhere: dict[str, Source], tmp_path: Path) -> None:
     expected: dict[str, str] = {}
     for workers in (0, 1, 2, 8):

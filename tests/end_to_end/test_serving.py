@@ -42,7 +42,7 @@ def served(
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdout=output, stderr=output, start_new_session=True
         )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
     try:
         while not answers(f"{url}/ping"):
             assert process.poll() is None, log.read_text()
