@@ -1,5 +1,9 @@
 # What a cluster on AWS needs beside Kubernetes itself: a bucket, a database and GPU nodes, in an EKS cluster that is
 # there. No password passes through here: RDS makes its own and keeps it in Secrets Manager; pods get a role.
+# Validated, never applied:
+#
+#   terraform -chdir=infra/terraform init
+#   terraform -chdir=infra/terraform apply
 
 terraform {
   required_version = ">= 1.7"

@@ -245,7 +245,7 @@ def test_faults(build: SimpleNamespace, served: Any, fault: str, code: str, pass
     served.once, served.always = [], fault
     begun = time.monotonic()
     assert build.refusal(image.read) == code
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 60
     served.always = ""
     assert image.read() == whole
 
