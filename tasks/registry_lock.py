@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from liverseg_core.errors import LiversegError
 from tasks.tracking import Tracking
 
-WAIT_S, LEASE_S, PAUSE_S = 180.0, 60.0, 0.05
+WAIT_S, LEASE_S, PAUSE_S = 420.0, 180.0, 0.05
 TURN = "liverseg.turn."
 Check = Callable[[], None]
 
