@@ -56,7 +56,8 @@ class Shell:
             timeout=PATIENCE_S,
             check=False,
         )
-        assert done.returncode == 0, (lines, done.stdout[-3000:], done.stderr[-6000:])
+        if done.returncode:
+            pytest.fail("\n".join([lines, done.stdout[-5000:], done.stderr[-5000:]]))
         pairs = (pair.partition("=") for pair in keep.read_text().split("\0") if pair)
         self.environment = {name: value for name, _, value in pairs}
         return done.stdout
