@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/liverseg run demo/phantom.tar --config phantom --store demo/store
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

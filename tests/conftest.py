@@ -29,7 +29,13 @@ STOP_SECONDS = 10.0
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 SWIFT_PACKAGES = ("swift-proxy", "swift-account", "swift-container", "swift-object", "memcached")
 SWIFT = Path(__file__).parents[1] / "infra" / "swift"
+LONGEST = ("test_cluster.py", "test_readme.py", "test_image.py", "test_bad_input.py")
 _logs: list[Path] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that of several processes none has them left at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(wrapper=True)
