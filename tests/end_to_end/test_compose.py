@@ -139,7 +139,7 @@ def test_the_page(shell: Shell) -> None:
     shell(secrets)
     shell("sed -i 's/^LIVERSEG_CONFIG=.*/LIVERSEG_CONFIG=phantom/; s/_MEMORY=.*/_MEMORY=1g/' .env")
     shell(up)
-    assert "tls://dask-scheduler:8786" in shell(use)
+    assert "http://mlflow:5000" in shell(use)
     await_champion(shell)
     shell(backup)
     shell("docker compose down --volumes\ndocker compose up --detach --wait")
