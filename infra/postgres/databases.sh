@@ -18,7 +18,7 @@ for pair in prefect=prefect mlflow=mlflow mlflow_auth=mlflow; do
         --dbname=postgres << 'SQL'
 SELECT NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') AS absent \gset
 \if :absent
-CREATE DATABASE :"name" OWNER :"owner";
+CREATE DATABASE :"name" OWNER :"owner" ENCODING 'UTF8' TEMPLATE template0;
 REVOKE ALL ON DATABASE :"name" FROM PUBLIC;
 \endif
 SQL
