@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,15 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
     """The JSON that a service answers, to a GET or, with a body, to a POST."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    for _ in range(60):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # a server whose database is busy asks to come again
+                raise
+            time.sleep(1)
+    raise AssertionError(f"{url} stays busy")
 
 
 @pytest.fixture(scope="module")
