@@ -228,7 +228,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "code", "passing"), FAULTS, ids=[fault for fault, *_ in FAULTS])
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(60)
 def test_faults(build: SimpleNamespace, served: Any, fault: str, code: str, passing: bool) -> None:
     """A fault that passes costs requests and nothing else; one that lasts is named; neither is ever data."""
     options = HERE.model_copy(update={"timeout_s": 0.1})
@@ -245,7 +245,7 @@ def test_faults(build: SimpleNamespace, served: Any, fault: str, code: str, pass
     served.once, served.always = [], fault
     begun = time.monotonic()
     assert build.refusal(image.read) == code
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 8
     served.always = ""
     assert image.read() == whole
 

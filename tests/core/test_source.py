@@ -210,7 +210,7 @@ SPECIAL = [
 
 
 @pytest.mark.parametrize(("name", "block", "code"), SPECIAL, ids=[name for name, *_ in SPECIAL])
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(20)
 def test_special_members(
     build: SimpleNamespace, tmp_path: Path, dataset: dict[str, bytes], name: str, block: bytes, code: str
 ) -> None:
@@ -221,7 +221,7 @@ def test_special_members(
     assert build.refusal(open_source, str(path)) == code
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(60)
 def test_many_members(build: SimpleNamespace, tmp_path: Path, dataset: dict[str, bytes]) -> None:
     """A fiftieth of a million empty ones: what a million takes is fifty times this, in time and memory."""
     path = build.tar(tmp_path / "t.tar", dataset)

@@ -98,7 +98,7 @@ def test_ingest_from_s3_goes_on_after_a_kill(
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    assert not psutil.wait_procs(children, timeout=60)[1]
+    assert not psutil.wait_procs(children, timeout=15)[1]
     before = finished_at(store)
     assert 2 <= len(before) < 8, "the kill was meant to land in the middle"
     done = liverseg("ingest", "s3://data/killed.tar", *arguments, "--json", **s3_server.environment).ok().data

@@ -40,7 +40,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, f"orphans: {[orphan.cmdline() for orphan in alive]}"
 
 
@@ -161,7 +161,7 @@ def test_the_whole_flow_stops_at_a_signal(
     assert process.returncode == code, err
     assert err.splitlines()[-1].startswith("LS100: training stopped at step ")
     assert "Traceback" not in err
-    assert not psutil.wait_procs(children, timeout=60)[1]
+    assert not psutil.wait_procs(children, timeout=15)[1]
 
 
 def test_the_flow_goes_on_after_a_kill(

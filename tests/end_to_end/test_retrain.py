@@ -75,6 +75,7 @@ def test_data_come_change_and_go(again: Run, arriving: Path, finished_at: Callab
     assert idle.data["version"] == 1
     assert "nothing new: version 1 was trained on these data" in idle.err
     assert finished_at(arriving / "store") == before
+    assert idle.seconds < 60
 
     bring(arriving, range(8))
     grown = again().ok().data

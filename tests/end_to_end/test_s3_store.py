@@ -119,7 +119,7 @@ def test_a_killed_ingest_goes_on(
     for child in (process, *children):
         child.kill()
     process.communicate()
-    assert not psutil.wait_procs(children, timeout=60)[1]
+    assert not psutil.wait_procs(children, timeout=15)[1]
     before = digests(store)
     assert 2 <= len(before) < 8, "the kill was meant to land in the middle"
     for key in store.folders(INGEST):  # what is there is whole
