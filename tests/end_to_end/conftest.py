@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 LIVERSEG = str(Path(sys.executable).with_name("liverseg"))
 PHANTOM = ("--unlabelled", "1", "--size", "64,64,40")
 TINY = """
@@ -140,6 +143,35 @@ def ingested(liverseg: Run, phantom: Path, tiny: Path, tmp_path_factory: pytest.
     store = tmp_path_factory.mktemp("ingested") / "store"
     liverseg("ingest", phantom, "--config", tiny, "--store", store, "--workers", 0).ok()
     return store
+
+
+def _copy_checkout(folder: Path) -> Path:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter((lambda name: (ROOT / name).exists()), listed.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def copy_checkout() -> Callable[[Path], Path]:
+    """A function that copies the files git knows, as they are now, into a folder, and returns it."""
+    return _copy_checkout
+
+
+def _bare_debian(root: Path) -> Path:
+    include = "--include=python3,python3-venv,ca-certificates"
+    command = ["debootstrap", "--variant=minbase", include, "bookworm", str(root)]
+    subprocess.run(command, check=True, capture_output=True, timeout=3000)
+    if CERTIFICATES.exists():  # this machine's, which may know one more authority
+        shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def bare_debian() -> Callable[[Path], Path]:
+    """A function that makes a folder the root of the smallest Debian 12 with Python, and returns it."""
+    return _bare_debian
 
 
 def manifests(store: Path) -> dict[str, int]:

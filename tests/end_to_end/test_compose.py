@@ -11,7 +11,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(7200)]
 ROOT = Path(__file__).parents[2]
 PODMAN = Path(__file__).parent / "podman"
 NEEDED = ("podman", "podman-compose", "runc", "debootstrap", "aws", "openssl")
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 QUICK = {
     "LIVERSEG_INGEST__SPACING_MM": "[2, 2, 2]",
     "LIVERSEG_TRAIN__STEPS": "20",
@@ -63,7 +62,7 @@ class Shell:
         return done.stdout
 
 
-def stand_ins(folder: Path, environment: dict[str, str]) -> None:
+def stand_ins(folder: Path, environment: dict[str, str], bare_debian: Callable[[Path], Path]) -> None:
     """The images that Dockerfile and Compose name, unless they were made before."""
 
     def podman(*arguments: object) -> None:
@@ -74,11 +73,7 @@ def stand_ins(folder: Path, environment: dict[str, str]) -> None:
     there = subprocess.run(["podman", "image", "exists", postgres], env=environment, check=False)
     if there.returncode == 0:
         return
-    root = folder / "debian"
-    include = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["debootstrap", "--variant=minbase", include, "bookworm", str(root)], check=True)
-    if CERTIFICATES.exists():  # this machine's, which may know one more authority
-        shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
+    root = bare_debian(folder / "debian")
     if wheels := environment.get("PIP_FIND_LINKS"):
         (root / "etc" / "pip.conf").write_text(f"[global]\nfind-links = {wheels}\n")
     subprocess.run(["tar", "-C", root, "-cf", folder / "debian.tar", "."], check=True)
@@ -88,39 +83,41 @@ def stand_ins(folder: Path, environment: dict[str, str]) -> None:
     shutil.rmtree(root)
 
 
+def engine_settings(path: Path) -> Path:
+    """Limits that this user may set, a runtime for any control groups, and the wheels that pip finds here."""
+    wheels = os.environ.get("PIP_FIND_LINKS")
+    files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
+    lines = [
+        "[containers]",
+        f'default_ulimits = ["nofile={files}", "nproc=16384"]',
+        f"volumes = {json.dumps([f'{wheels}:{wheels}:ro'] if wheels else [])}",
+        "[engine]",
+        'runtime = "runc"',
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def shell(
+    tmp_path: Path, copy_checkout: Callable[[Path], Path], bare_debian: Callable[[Path], Path]
+) -> Iterator[Shell]:
     """A checkout, a phantom, and an engine; afterwards its containers and volumes are gone."""
     if os.getuid() != 0 or not all(map(shutil.which, NEEDED)):
         pytest.skip(f"needs root, and {', '.join(NEEDED)}")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter((lambda name: (ROOT / name).is_file()), listed.splitlines()):
-        (tmp_path / "main" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, tmp_path / "main" / name)
-    infra = tmp_path / "main" / "infra"
+    infra = copy_checkout(tmp_path / "main") / "infra"
     write_phantom_tar(infra / "Task03_Liver.tar", PhantomSpec(cases=6, unlabelled=0, size=(64, 64, 40)))
     services = {"cpu-worker": {"environment": QUICK}}
     (infra / "quick.yaml").write_text(yaml.safe_dump({"services": services}))
-    wheels = os.environ.get("PIP_FIND_LINKS")
-    containers = {
-        "default_ulimits": [
-            f"nofile={min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)}",
-            "nproc=16384",
-        ],
-        "volumes": [f"{wheels}:{wheels}:ro"] if wheels else [],
-    }
-    lines = [f"{name} = {json.dumps(value)}" for name, value in containers.items()]
-    conf = tmp_path / "containers.conf"
-    conf.write_text("\n".join(["[containers]", *lines, "[engine]", 'runtime = "runc"', ""]))
     told = {
-        "CONTAINERS_CONF": str(conf),
+        "CONTAINERS_CONF": str(engine_settings(tmp_path / "containers.conf")),
         "BUILDAH_ISOLATION": "chroot",
         "COMPOSE_FILE": "compose.yaml:quick.yaml",
         "PATH": f"{PODMAN}:{os.environ['PATH']}",
         "PWD": str(infra.parent),
     }
     environment = dict(os.environ) | told
-    stand_ins(tmp_path, environment)
+    stand_ins(tmp_path, environment, bare_debian)
     found = Shell(tmp_path, environment)
     yield found
     subprocess.run(["docker", "compose", "down", "--volumes"], cwd=infra, env=environment, check=False)

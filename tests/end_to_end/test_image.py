@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]
 
 ROOT = Path(__file__).parents[2]
 FILE = "infra/Dockerfile"
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,11 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 
 
 @pytest.fixture(scope="module")
-def debian(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
+def debian(
+    buildah: Buildah, bare_debian: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """The id of an image of the smallest Debian 12 with Python."""
-    root = tmp_path_factory.mktemp("debian") / "root"
-    packages = "python3,python3-venv,ca-certificates"
-    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)]
-    subprocess.run(command, check=True, capture_output=True, timeout=3000)
-    if CERTIFICATES.exists():  # this machine's, which may know one more authority
-        shutil.copy(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
+    root = bare_debian(tmp_path_factory.mktemp("debian") / "root")
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, root, "/")
     image = buildah("commit", "--quiet", container)

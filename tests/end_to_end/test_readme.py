@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,13 +42,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(4000)
-def test_make_demo(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_make_demo(
+    tmp_path: Path,
+    copy_checkout: Callable[[Path], Path],
+    record_property: Callable[[str, object], None],
+) -> None:
     """In a copy of the checkout: it learns, registers, and says where the pictures are."""
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    copy = tmp_path / "copy"
-    for name in filter((lambda name: (ROOT / name).exists()), files.splitlines()):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, copy / name)
+    copy = copy_checkout(tmp_path / "copy")
     (copy / ".venv").symlink_to(BIN.parent)
     command = ["make", "-o", ".venv/.installed", "demo"]
     done = subprocess.run(
