@@ -219,11 +219,13 @@ def test_it_learns(make_job: MakeJob, cases: list[Path], tmp_path: Path, loss: s
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_runs_and_models_hold_fp32(
-    make_job: MakeJob, cases: list[Path], tmp_path: Path, precision: str
+    make_job: MakeJob, cases: list[Path], tmp_path: Path, precision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(make_job(cases, precision=precision), tmp_path, silent)
     model = load_model(tmp_path, "cpu")
     assert {value.dtype for value in model.network.parameters()} == {torch.float32}
+    fast = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    assert (f"convolutions in {precision} take many times as long" in caplog.text) == (not fast)
 
 
 def losses(folder: Path) -> list[float]:
