@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -167,17 +167,31 @@ def prefect_environment(prefect_server: str, service_environment: dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def prefect_worker(
+def working_pool(
     tmp_path_factory: pytest.TempPathFactory, prefect_environment: dict[str, str]
-) -> Iterator[str]:
+) -> Callable[[str], AbstractContextManager[None]]:
+    """A function that makes a process work pool, which has a worker within the context it returns."""
+
+    @contextmanager
+    def working(pool: str) -> Iterator[None]:
+        log = tmp_path_factory.mktemp("prefect-worker") / f"prefect-worker-{pool}.log"
+        create = [PREFECT, "work-pool", "create", pool, "--type", "process", "--overwrite"]
+        subprocess.run(
+            create, env=prefect_environment, check=True, capture_output=True, timeout=START_SECONDS
+        )
+        environment = prefect_environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+        start = ["worker", "start", "--pool", pool, "--type", "process", "--install-policy", "never"]
+        with _running([PREFECT, *start], environment, log, lambda: b"started!" in log.read_bytes()):
+            yield
+
+    return working
+
+
+@pytest.fixture(scope="session")
+def prefect_worker(working_pool: Callable[[str], AbstractContextManager[None]]) -> Iterator[str]:
     """The name of a process work pool with a worker."""
-    pool, log = "liverseg", tmp_path_factory.mktemp("prefect-worker") / "prefect-worker.log"
-    create = [PREFECT, "work-pool", "create", pool, "--type", "process", "--overwrite"]
-    subprocess.run(create, env=prefect_environment, check=True, capture_output=True, timeout=START_SECONDS)
-    environment = prefect_environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-    command = [PREFECT, "worker", "start", "--pool", pool, "--type", "process", "--install-policy", "never"]
-    with _running(command, environment, log, lambda: b"started!" in log.read_bytes()):
-        yield pool
+    with working_pool("liverseg"):
+        yield "liverseg"
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -192,24 +194,17 @@ def test_an_event_asks_for_retraining(deployed: dict[str, str], mlflow_server: s
     assert [version["version"] for version in found["model_versions"]] == ["1"]
 
 
-def test_another_deployment_trains(deployed: dict[str, str], mlflow_server: str) -> None:
+def test_another_deployment_trains(
+    deployed: dict[str, str],
+    mlflow_server: str,
+    working_pool: Callable[[str], AbstractContextManager[None]],
+) -> None:
     """As on a cluster where one pool has GPUs: training is handed over, and the model found in the store."""
     api = deployed["PREFECT_API_URL"]
-    prefect("work-pool create gpu --type process --overwrite", deployed)
-    prefect("--no-prompt deploy -n train --pool gpu --prefect-file deployments/prefect.yaml", deployed)
     overrides = '["train.learning_rate=0.002","compute.train_deployment=train"]'
-    command = "worker start --pool gpu --type process --install-policy never"
-    worker = subprocess.Popen(
-        [str(Path(sys.executable).with_name("prefect")), *command.split()],
-        env=deployed | {"PREFECT_WORKER_QUERY_SECONDS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with working_pool("gpu"):
+        prefect("--no-prompt deploy -n train --pool gpu --prefect-file deployments/prefect.yaml", deployed)
         prefect(f"deployment run {NAME} -p overrides={overrides} --watch", deployed)
-    finally:
-        worker.terminate()
-        worker.wait(timeout=60)
     (run,) = ask(f"{api}/flow_runs/filter", {"deployments": {"name": {"any_": ["train"]}}})
     assert (run["state_type"], run["work_pool_name"]) == ("COMPLETED", "gpu")
     assert run["parameters"]["settings"]["train"]["learning_rate"] == 0.002
