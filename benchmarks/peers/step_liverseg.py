@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from step_meter import measure
 
+from liverseg_core.allocator import memory_kept
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.training import train as loop
 from liverseg_core.training.distributed_training import World
@@ -50,7 +51,7 @@ def one_step(job: TrainJob, device: torch.device, steps: int) -> dict[str, float
     share = config.batch_size // config.accumulate
     label = torch.randint(0, 3, (share, *config.patch_size), dtype=torch.uint8)
     batches = itertools.repeat((torch.randn(share, 1, *config.patch_size), label))
-    with repeatable(device.type == "cpu"):
+    with repeatable(device.type == "cpu"), memory_kept():
         return measure(lambda: loop._step(run, state, forward, loss_of, batches), steps, device)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from liverseg_core.allocator import memory_kept
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.store import open_case
 from liverseg_core.durable import write_atomically
@@ -71,7 +72,7 @@ def train(job: TrainJob, staging: Path, log: Log) -> Facts:
     with join(job.compute.device) as world:
         state = begin(job, staging / CHECKPOINTS, world.device, world.first)
         exact = world.device.type == "cpu" or job.compute.deterministic
-        with repeatable(exact), stop_signal() as stopped:
+        with repeatable(exact), memory_kept(), stop_signal() as stopped:
             _fit(_Run(job, staging, log, world, stopped), state)
         return _leave(job, staging, state) if world.first else {}
 
