@@ -5,6 +5,7 @@ something to record: a cached rerun never pays the second that the import takes.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -19,9 +20,11 @@ import psutil  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
 from liverseg_core.config import Settings
+from liverseg_core.durable import writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 from tasks.context import require_tracking
+from tasks.database_errors import driver_error, unwritable
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
 # each after twice the wait, outlast a server that is away for two minutes.
@@ -59,6 +62,8 @@ __all__ = [
 # MONAI imports MLflow as well, maybe before the lines above had said how.
 set_telemetry_client()
 logging.getLogger("mlflow").setLevel(logging.ERROR)
+# It prints a traceback of each error that it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 LOG = logging.getLogger(__name__)
 KEY, OWNER = "liverseg.model_key", "liverseg.owner"
@@ -87,13 +92,13 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
 
     Raises:
         LiversegError: LS401 when the server does not answer or refuses, within about twelve seconds; LS214
-            when none is named and the store is no folder.
+            when none is named and the store is no folder; LS203 and LS701 when that can't be written.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     require_tracking(tracking_uri, store)
     folder = None if uri else Path(store).resolve()
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        _require_writable(folder)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
     with environment({}):  # MLflow would write the URI there, for every later store and child process
         set_tracking_uri(uri)
@@ -201,10 +206,17 @@ def log_report(tracking: Tracking, run_id: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def service(uri: str | None = None) -> Iterator[None]:
-    """Turn MLflow's errors into LS401."""
+    """Turn MLflow's errors into LS401, or LS203 and LS701 where SQLite can't write to its folder or disk."""
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
+        if code := unwritable(error):
+            raise LiversegError(
+                code,
+                f"cannot write to {uri or 'the tracking database'}: {reason(error)}",
+                "a folder that this user may write to, on a disk with free space",
+                "Free some space or correct the permissions, then run the same command again",
+            ) from error
         where = f" at {uri}" if uri else ""
         raise LiversegError(
             "LS401",
@@ -212,6 +224,13 @@ def service(uri: str | None = None) -> Iterator[None]:
             "a tracking store that answers and takes writes",
             "Start it or correct register.tracking_uri, then run the same command again",
         ) from error
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the store's folder; MLflow would try for two minutes to make its database in another's."""
+    with writable(folder):
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _sweep(client: MlflowClient, experiment: str) -> None:
@@ -251,8 +270,10 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def reason(error: Exception) -> str:
-    """What MLflow says went wrong, in one line."""
+def reason(error: BaseException) -> str:
+    """What MLflow, or the database below it, says went wrong, in one line."""
+    if below := driver_error(error):
+        return str(below)
     return "no answer" if _is_silence(error) else str(error).partition("\n")[0][:200]
 
 

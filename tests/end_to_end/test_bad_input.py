@@ -172,6 +172,29 @@ def test_settings_that_cannot_be(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("closed", ["the folder", "the database"])
+def test_a_store_that_may_only_be_read(
+    stored: Any, command_environment: dict[str, str], tmp_path: Path, closed: str
+) -> None:
+    """Said at once and in one line, without what MLflow and SQLAlchemy print of it."""
+    store = shutil.copytree(stored.path, tmp_path / "store")
+    store.chmod(0o500) if closed == "the folder" else (store / "mlflow.db").chmod(0o400)
+    # root may write everywhere, unless that is taken from it
+    as_anyone = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [*as_anyone, sys.executable, "-m", "flows.cli", "run", stored.source, "--store", store]
+    settings = ["--config", stored.config, "--set", "train.steps=2"]
+    ended = subprocess.run(
+        [*command, *settings], check=False, env=command_environment, capture_output=True, text=True
+    )
+    last = ended.stderr.splitlines()[-1]
+    assert (ended.returncode, last[:7]) == (2, "LS203: "), ended.stderr
+    assert LINE.fullmatch(last)
+    assert "Traceback" not in ended.stderr
+    assert "INSERT" not in ended.stderr
+    store.chmod(0o700)
+    half_written(store)
+
+
 def test_bad_cases_are_set_aside_and_the_rest_goes_on(
     liverseg: Run, phantom: Path, tiny: Path, tmp_path: Path
 ) -> None:
