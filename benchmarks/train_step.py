@@ -6,6 +6,7 @@ writes benchmarks/results/train_step.json. Without a GPU: one core, networks and
 fp32. With one: the recipes' own networks, patches and precision. With --full, without one: networks and
 patches of full size in fp32, since bf16 takes fifty times as long on CPUs without AVX-512. nnU-Net is
 installed into an environment of its own; MONAI's networks are lent to it from ours.
+Each side has memory as its own training has it: ours keeps what a step frees.
 """
 
 import argparse
