@@ -34,12 +34,18 @@ def writable(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise LiversegError(
-            "LS701" if is_disk_full(error) else "LS203",
-            f"cannot write to the store at {folder}: {error.strerror or error}",
-            "a folder that this user may write to, on a disk with free space",
-            "Free some space, correct the permissions or pass another --store; finished work is kept",
-        ) from error
+        code = "LS701" if is_disk_full(error) else "LS203"
+        raise cannot_write(code, f"the store at {folder}", error.strerror or str(error)) from error
+
+
+def cannot_write(code: str, where: str, why: str) -> LiversegError:
+    """LS203, or LS701 for want of space, for a place in the store that takes no writes."""
+    return LiversegError(
+        code,
+        f"cannot write to {where}: {why}",
+        "a folder that this user may write to, on a disk with free space",
+        "Free some space, correct the permissions or pass another --store; finished work is kept",
+    )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
 from liverseg_core.config import Settings
-from liverseg_core.durable import writable
+from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 from tasks.context import require_tracking
@@ -211,12 +211,7 @@ def service(uri: str | None = None) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         if code := unwritable(error):
-            raise LiversegError(
-                code,
-                f"cannot write to {uri or 'the tracking database'}: {reason(error)}",
-                "a folder that this user may write to, on a disk with free space",
-                "Free some space or correct the permissions, then run the same command again",
-            ) from error
+            raise cannot_write(code, uri or "the tracking database", reason(error)) from error
         where = f" at {uri}" if uri else ""
         raise LiversegError(
             "LS401",
@@ -270,7 +265,7 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def reason(error: BaseException) -> str:
+def reason(error: Exception) -> str:
     """What MLflow, or the database below it, says went wrong, in one line."""
     if below := driver_error(error):
         return str(below)
