@@ -6,7 +6,7 @@ from prefect import runtime
 
 from flows.console import current_report
 from flows.runners import open_runner
-from liverseg_core.artifacts.local_store import in_bucket
+from liverseg_core.artifacts.location import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from tasks.context import Context

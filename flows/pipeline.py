@@ -6,11 +6,12 @@ from flows.context import open_context
 from flows.run_page import run_name, show_model, show_report
 from flows.settings import load_settings
 from flows.training import train_there_or_here
-from tasks.context import Record, fold_contexts, require_tracking
+from tasks.context import Record, fold_contexts
 from tasks.ensemble import Fold, ensemble_task, whole
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
+from tasks.registry.place import require_tracking
 from tasks.report import report_task
 from tasks.split import split_task
 

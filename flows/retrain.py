@@ -12,17 +12,18 @@ from flows.run_page import run_name, show_model, show_report
 from flows.settings import load_settings
 from flows.training import train_there_or_here
 from liverseg_core.errors import LiversegError
-from tasks.context import Context, Record, require_tracking
+from tasks.context import Context, Record
 from tasks.ensemble import Fold
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
+from tasks.registry.place import require_tracking
 from tasks.report import report_task
 from tasks.split import split_task
 from tasks.standing import measure_champion, standing
 
 if TYPE_CHECKING:
-    from tasks.registry import VersionRecord
+    from tasks.registry.versions import VersionRecord
 
 
 @flow(name="retrain", flow_run_name=run_name, persist_result=False, validate_parameters=True)

@@ -9,7 +9,7 @@ from flows.console import DICE_COLUMNS, dice_rows
 from flows.run_report import not_insisting
 from tasks.context import Record
 from tasks.ensemble import Fold
-from tasks.report_reference import PAGE
+from tasks.registry.report_reference import PAGE
 
 
 def run_name() -> str:

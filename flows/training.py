@@ -6,9 +6,9 @@ from prefect import flow
 
 from flows.context import open_context
 from flows.settings import every_setting
+from liverseg_core.artifacts.stages import SPLIT
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from liverseg_core.stages import SPLIT
 from tasks.context import Context, Record
 from tasks.train import is_trained, train_task
 

@@ -1,18 +1,17 @@
 """What every stage gets: the settings, the store, how to map over cases, and whom to tell."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from liverseg_core.artifacts.local_store import LocalStore, in_bucket, open_store
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.artifacts.location import open_store
 from liverseg_core.artifacts.produce import Store
+from liverseg_core.artifacts.stages import INGEST
 from liverseg_core.config import Settings
-from liverseg_core.errors import LiversegError
 from liverseg_core.runners import Runner
-from liverseg_core.stages import INGEST
 
 Record = dict[str, Any]
 """A stage's small JSON result; `cached` says whether anything had to be made."""
@@ -60,18 +59,3 @@ def fetch_cases(context: Context, cases: Sequence[Record]) -> dict[str, Path]:
         if not isinstance(store, LocalStore):
             context.report.progress("fetch", done, len(cases), case["case"])
     return folders
-
-
-def require_tracking(tracking_uri: str | None, store: str | Path) -> None:
-    """Refuse a store that can hold no tracking database while no tracking server is named.
-
-    Raises:
-        LiversegError: LS214.
-    """
-    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI") and in_bucket(store):
-        raise LiversegError(
-            "LS214",
-            f"the store {store} can hold no tracking database, and none is named",
-            "an MLflow server or database",
-            "Set register.tracking_uri, to http://… of a server or to sqlite:///mlflow.db",
-        )

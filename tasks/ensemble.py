@@ -6,7 +6,7 @@ from pathlib import Path
 
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
 from liverseg_core.artifacts.produce import produce
-from liverseg_core.stages import EVALUATE, POOL, TRAIN, UNITE
+from liverseg_core.artifacts.stages import EVALUATE, POOL, TRAIN, UNITE
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from liverseg_core.artifacts.artifact import Facts, Recipe
 from liverseg_core.artifacts.produce import produce
-from liverseg_core.stages import EVALUATE, TRAIN
+from liverseg_core.artifacts.stages import EVALUATE, TRAIN
 from tasks.context import Context, Record, fetch_cases
 from tasks.stage import stage_task
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 from liverseg_core.artifacts.artifact import Artifact, Facts
 from liverseg_core.artifacts.case_index import remember, stored_facts
+from liverseg_core.artifacts.stages import INGEST
 from liverseg_core.cases.data_report import CaseRow, describe
 from liverseg_core.cases.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.runners import Outcome
 from liverseg_core.sources.source import CaseSource, Source, open_source
 from liverseg_core.sources.spacing_overrides import override_spacings
-from liverseg_core.stages import INGEST
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.artifacts.stages import EVALUATE, INGEST, REGISTER, TRAIN
 from liverseg_core.config import TrainConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.stages import EVALUATE, INGEST, REGISTER, TRAIN
 from tasks.context import Context, Record
-from tasks.promotion import Seen
+from tasks.registry.promotion import Seen
 from tasks.stage import stage_task
 from tasks.train import open_training_run
 
@@ -33,9 +33,9 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     recipe = Recipe(REGISTER, config.canonical(), inputs)
 
     def make(_staging: Path) -> Facts:
-        from tasks.publish import Registration
-        from tasks.publish import register as publish
-        from tasks.tracking import connect_patiently, find_run, finish_run
+        from tasks.registry.publish import Registration
+        from tasks.registry.publish import register as publish
+        from tasks.registry.tracking import connect_patiently, find_run, finish_run
 
         settings = context.settings
         tracking = connect_patiently(settings)

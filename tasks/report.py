@@ -9,15 +9,15 @@ from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.artifacts.stages import EVALUATE, REPORT, TRAIN
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
 from liverseg_core.report.sources import ReportSources, Rival
-from liverseg_core.stages import EVALUATE, REPORT, TRAIN
 from tasks.context import Context, Record, fetch_cases
 from tasks.ensemble import Fold
 from tasks.ingest import data_report
 from tasks.register import flow_run_link
-from tasks.report_reference import PAGE
+from tasks.registry.report_reference import PAGE
 from tasks.stage import stage_task
 
 DECIDING = ("ingest", "split", "train", "evaluate", "report")
@@ -71,7 +71,7 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
     """The report's files; complete only when MLflow has them, too."""
     # matplotlib, mlflow and what makes films take seconds to import: a cached rerun never pays for them
     from liverseg_core.report.report import write_report
-    from tasks.tracking import connect_patiently, log_report
+    from tasks.registry.tracking import connect_patiently, log_report
 
     settings = context.settings
     tracking = connect_patiently(settings)

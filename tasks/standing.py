@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from liverseg_core.stages import SPLIT, TRAIN
+from liverseg_core.artifacts.stages import SPLIT, TRAIN
 from tasks.context import Context, Record
 from tasks.evaluate import evaluate_task
-from tasks.promotion import Measured
 from tasks.register import seen_cases
+from tasks.registry.promotion import Measured
 
 if TYPE_CHECKING:
-    from tasks.registry import VersionRecord
+    from tasks.registry.versions import VersionRecord
 
 GROUPS = ("training", "validation", "unlabelled")
 _logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ def standing(context: Context, dataset: Record) -> Standing:
     Raises:
         LiversegError: LS401 when MLflow fails.
     """
-    from tasks.registry import list_versions
-    from tasks.tracking import connect_patiently
+    from tasks.registry.tracking import connect_patiently
+    from tasks.registry.versions import list_versions
 
     config = context.settings.register_
     tracking = connect_patiently(context.settings)
@@ -69,8 +69,8 @@ def measure_champion(context: Context, dataset: Record, champion: "VersionRecord
     Raises:
         LiversegError: LS401 when MLflow fails; those of `evaluate`.
     """
-    from tasks.tracking import connect_patiently
-    from tasks.version_scores import SCORES, add_scores
+    from tasks.registry.tracking import connect_patiently
+    from tasks.registry.version_scores import SCORES, add_scores
 
     settings = context.settings
     seen = seen_cases(context.store, {**dataset, "training": []})

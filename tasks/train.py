@@ -9,10 +9,10 @@ from typing import Literal
 
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
 from liverseg_core.artifacts.produce import produce
+from liverseg_core.artifacts.stages import TRAIN
 from liverseg_core.errors import Interrupted, LiversegError
-from liverseg_core.stages import TRAIN
 from tasks.context import Context, Record, fetch_cases
-from tasks.model_reference import resolve_model, weights_digest
+from tasks.registry.model_reference import resolve_model, weights_digest
 from tasks.stage import stage_task
 
 _logger = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
     from liverseg_core.training.train import HISTORY, TrainJob
     from liverseg_core.training.train import train as fit
-    from tasks.metric_log import MetricLog
-    from tasks.tracking import finish_run
+    from tasks.registry.metric_log import MetricLog
+    from tasks.registry.tracking import finish_run
 
     settings, training = context.settings, dataset["training"]
     run_id = open_training_run(context, dataset, making.key)
@@ -108,7 +108,7 @@ def _mirror(context: Context, key: str, checkpoints: Path) -> None:
 
 def open_training_run(context: Context, dataset: Record, key: str) -> str:
     """The MLflow run of a model key: the one there is, or a new one. Returns its id."""
-    from tasks.tracking import connect_patiently, open_run
+    from tasks.registry.tracking import connect_patiently, open_run
 
     settings = context.settings
     tracking = connect_patiently(settings)

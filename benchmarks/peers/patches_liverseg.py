@@ -20,7 +20,8 @@ import torch
 
 from liverseg_core.cases.store import open_case
 from liverseg_core.config import ComputeConfig, TrainConfig
-from liverseg_core.training.patches import PatchDataset, patch_stream
+from liverseg_core.training.patch_dataset import PatchDataset
+from liverseg_core.training.patches import patch_stream
 
 BATCH = 2
 MIXTURE = (0, 0.25, 0.25, 0, 0.5)

@@ -14,12 +14,12 @@ import typer
 from flows.commands.options import Config, Json, Store, print_json
 from flows.console import DATA, plain_table, say
 from flows.settings import RECIPES, every_setting, load_settings
-from liverseg_core.artifacts.local_store import in_bucket, open_store
+from liverseg_core.artifacts.location import in_bucket, open_store
+from liverseg_core.artifacts.stages import STAGES
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import git_commit
-from liverseg_core.stages import STAGES
-from tasks.context import require_tracking
+from tasks.registry.place import require_tracking
 
 PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
 SAFE = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}
@@ -166,7 +166,7 @@ def _check_mlflow(settings: Settings) -> str:
     require_tracking(uri, settings.store)
     if uri is None:
         return "SQLite in the store"
-    from tasks.tracking import connect
+    from tasks.registry.tracking import connect
 
     return connect(uri, settings.store, settings.register_.experiment).uri
 

@@ -13,7 +13,7 @@ from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 
 if TYPE_CHECKING:
-    from tasks.tracking import Tracking
+    from tasks.registry.tracking import Tracking
 
 REF = "A version's number, @alias, models:/NAME/VERSION, models:/NAME@ALIAS or runs:/ID."
 Reference = Annotated[str, typer.Argument(metavar="REF", help=REF)]
@@ -53,12 +53,12 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     from dataclasses import asdict
 
     from flows.settings import load_settings
-    from tasks.model_reference import is_tracked
+    from tasks.registry.place import is_tracked
 
     settings = load_settings(config, store=store)
     versions = []
     if is_tracked(settings):
-        from tasks.registry import list_versions
+        from tasks.registry.versions import list_versions
 
         versions = list_versions(_tracking(settings), settings.register_.model)
     if as_json:
@@ -83,8 +83,8 @@ def show(reference: Reference, config: Config = None, store: Store = None, as_js
     from dataclasses import asdict
 
     from flows.settings import load_settings
-    from tasks.registry import find_version
-    from tasks.version_page import answers, links
+    from tasks.registry.version_page import answers, links
+    from tasks.registry.versions import find_version
 
     settings = load_settings(config, store=store)
     tracking = _tracking(settings)
@@ -112,7 +112,7 @@ def promote(
     from dataclasses import asdict
 
     from flows.settings import load_settings
-    from tasks.champion import promote as promote_version
+    from tasks.registry.champion import promote as promote_version
 
     settings = load_settings(config, overrides or (), store=store)
     version = promote_version(_tracking(settings), _full(reference, settings), settings.register_, force)
@@ -126,7 +126,7 @@ def rollback(config: Config = None, store: Store = None, as_json: Json = False) 
     from dataclasses import asdict
 
     from flows.settings import load_settings
-    from tasks.champion import roll_back
+    from tasks.registry.champion import roll_back
 
     settings = load_settings(config, store=store)
     now, was, differing = roll_back(_tracking(settings), settings.register_.model)
@@ -152,8 +152,8 @@ def _tracking(settings: Settings) -> "Tracking":
     Raises:
         LiversegError: LS294 where there is none; what `connect` raises.
     """
-    from tasks.model_reference import is_tracked
-    from tasks.tracking import connect
+    from tasks.registry.place import is_tracked
+    from tasks.registry.tracking import connect
 
     register = settings.register_
     if not is_tracked(settings):

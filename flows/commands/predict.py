@@ -57,7 +57,7 @@ def predict(
     """Segment scans: labels 0, 1 liver, 2 tumour, on each scan's own grid; volumes and lesions."""
     targets = _targets(_scans(images), out, len(images))
     from flows.settings import load_settings
-    from tasks.model_reference import resolve_model
+    from tasks.registry.model_reference import resolve_model
 
     folder = resolve_model(load_settings(config, store=store), model)
     from flows.runners import open_runner

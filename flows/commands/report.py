@@ -10,9 +10,9 @@ from flows.commands.options import Config, Folds, Json, Overrides, Store, all_ov
 from flows.console import DATA, say
 from flows.settings import load_settings
 from liverseg_core.artifacts.artifact import load, verify
-from liverseg_core.artifacts.local_store import open_store
+from liverseg_core.artifacts.location import open_store
+from liverseg_core.artifacts.stages import REPORT
 from liverseg_core.config import Settings
-from liverseg_core.stages import REPORT
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Print where the report of a model is; from a bucket it is copied to this machine."""
-    from tasks.report_reference import CARD, PAGE
+    from tasks.registry.report_reference import CARD, PAGE
 
     settings = load_settings(config, all_overrides(overrides, fold=fold), store=store)
     folder = _fetch(settings, key)
@@ -60,7 +60,7 @@ def _fetch(settings: Settings, key: str | None) -> Path:
 
         key = bring_up_to_date(settings, "report")["key"]
     else:
-        from tasks.report_reference import resolve_report
+        from tasks.registry.report_reference import resolve_report
 
         key = resolve_report(settings, key).key
     return open_store(settings.store, settings.storage).fetch(REPORT, key)

@@ -14,7 +14,7 @@ from isal.igzip_lib import IsalError
 
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.artifacts.produce import Store
-from liverseg_core.stages import INGEST
+from liverseg_core.artifacts.stages import INGEST
 
 INDEX = f"{INGEST.folder}/index.jsonl.gz"
 AT_ONCE = 16

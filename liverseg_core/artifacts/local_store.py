@@ -8,26 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liverseg_core.artifacts.artifact import MANIFEST, Artifact, Stage, files_below, load
-from liverseg_core.artifacts.produce import Leftover, Store, Survey
-from liverseg_core.config import StorageConfig
+from liverseg_core.artifacts.produce import Leftover, Survey
 from liverseg_core.durable import PART, lock, sync, writable, write_atomically
 from liverseg_core.errors import LiversegError
 
 STAGING = ".staging-"
-
-
-def in_bucket(location: str | Path) -> bool:
-    """Whether a store's location is a bucket, not a folder."""
-    return str(location).startswith("s3://")
-
-
-def open_store(location: str, options: StorageConfig) -> Store:
-    """The store at a folder's path or an `s3://` URL."""
-    if in_bucket(location):
-        from liverseg_core.artifacts.s3_store import S3Store  # botocore takes a second to import
-
-        return S3Store(location.rstrip("/"), options)
-    return LocalStore(Path(location).absolute())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from nibabel.orientations import aff2axcodes
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.artifacts.stages import INGEST
 from liverseg_core.cases.case_writer import CaseWriter, slabs
 from liverseg_core.cases.fingerprint import Fingerprint
 from liverseg_core.cases.label_survey import LabelSurvey
@@ -20,7 +21,6 @@ from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources.remote import AHEAD, RemoteFile
 from liverseg_core.sources.source import CaseSource
-from liverseg_core.stages import INGEST
 from liverseg_core.volumes.nifti import Scan, as_classes, as_hu
 from liverseg_core.volumes.nifti_header import NiftiHeader
 from liverseg_core.volumes.planes import stored_planes

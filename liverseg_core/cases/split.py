@@ -14,10 +14,10 @@ from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Recipe, digest_json
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.artifacts.stages import SPLIT
 from liverseg_core.cases.ingest import CaseRecord
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.stages import SPLIT
 
 
 def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, store: Store) -> Artifact:

@@ -17,7 +17,7 @@ from torch import Tensor
 from liverseg_core.arrays import Affine
 from liverseg_core.cases.chunk_reader import StoredVolume
 from liverseg_core.config import AugmentConfig, ComputeConfig, TrainConfig
-from liverseg_core.training.patches import PatchDataset
+from liverseg_core.training.patch_dataset import PatchDataset
 
 PATCHES_PER_VOLUME = 5
 VOLUMES_IN_QUEUE = 4

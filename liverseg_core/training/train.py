@@ -27,7 +27,8 @@ from liverseg_core.training.distributed_training import World, join, joined, sha
 from liverseg_core.training.interruption import repeatable, stop_signal
 from liverseg_core.training.losses import Loss, build_loss, count, means
 from liverseg_core.training.optimisation import follow, learning_rate
-from liverseg_core.training.patches import PatchDataset, patch_stream
+from liverseg_core.training.patch_dataset import PatchDataset
+from liverseg_core.training.patches import patch_stream
 from liverseg_core.training.system_metrics import Lap
 from liverseg_core.training.train_job import TrainJob, Values
 from liverseg_core.training.train_processes import launch

@@ -9,7 +9,7 @@ import torch
 from liverseg_core.cases.store import open_case, read_volume
 from liverseg_core.inference.inference import predict_probabilities
 from liverseg_core.models.model import Model
-from liverseg_core.training.patches import label_of
+from liverseg_core.training.patch_dataset import label_of
 
 GROUPS = {"liver": 1, "tumour": 2}
 """Lowest class of each."""

@@ -11,13 +11,13 @@ from torch import nn
 from liverseg_core.artifacts.artifact import Facts, Recipe
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.produce import produce
+from liverseg_core.artifacts.stages import TRAIN
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference.inference import load_model, predict_probabilities
 from liverseg_core.inference.postprocess import drop_small_lesions
 from liverseg_core.models.model import SPEC, WEIGHTS, Model, ModelSpec, pick_device, save_model
 from liverseg_core.models.networks import build_network
-from liverseg_core.stages import TRAIN
 
 CPU = torch.device("cpu")
 

@@ -351,7 +351,7 @@ def test_output_is_what_this_version_promises(build: SimpleNamespace, tmp_path: 
     digest = hashlib.sha256(np.round(opened.grid.affine, 6).tobytes())
     for array in (opened.image[:], opened.label[:], *(opened.positions[c] for c in range(3))):
         digest.update(np.ascontiguousarray(array).tobytes())
-    assert digest.hexdigest() == GOLDEN, "output changed: bump VERSION (INGEST in liverseg_core/stages.py)"
+    assert digest.hexdigest() == GOLDEN, "output changed: bump VERSION (INGEST in artifacts/stages.py)"
 
 
 GOLDEN = "27a7aa08c82c3e20c92b52be8c8867b911da22b3ee4461868de2668fd3106b05"

@@ -16,7 +16,8 @@ from liverseg_core.cases.chunk_reader import StoredVolume
 from liverseg_core.cases.store import Case, open_case
 from liverseg_core.config import ComputeConfig, TrainConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.training.patches import PatchDataset, patch_stream
+from liverseg_core.training.patch_dataset import PatchDataset
+from liverseg_core.training.patches import patch_stream
 
 SPACING = (2.0, 2.0, 3.0)
 SIZE = (16, 16, 8)

@@ -11,7 +11,8 @@ from scipy.stats import chi2_contingency
 
 from liverseg_core.cases.store import open_case
 from liverseg_core.config import AugmentConfig, ComputeConfig, TrainConfig
-from liverseg_core.training.patches import PatchDataset, patch_stream
+from liverseg_core.training.patch_dataset import PatchDataset
+from liverseg_core.training.patches import patch_stream
 from liverseg_core.training.queue_loader import augmentations, build_queue
 
 SHAPE = (28, 26, 24)

@@ -18,11 +18,12 @@ import pytest
 from liverseg_core.artifacts import s3_lease, s3_objects, s3_store, s3_transfer
 from liverseg_core.artifacts.artifact import Artifact, Recipe, Stage, load, verify
 from liverseg_core.artifacts.case_index import INDEX, remember, stored_facts
-from liverseg_core.artifacts.local_store import LocalStore, open_store
+from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.artifacts.location import open_store
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.s3_store import S3Store
+from liverseg_core.artifacts.stages import INGEST
 from liverseg_core.config import StorageConfig
-from liverseg_core.stages import INGEST
 
 PLAIN = Stage("plain", "plains", version=1)
 RESUMABLE = Stage("resumable", "resumables", version=1, resumable=True)

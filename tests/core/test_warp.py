@@ -13,7 +13,7 @@ from liverseg_core.config import AugmentConfig, TrainConfig
 from liverseg_core.models.intensity import normalise
 from liverseg_core.training.augment import Draw, change_intensities, draw, pull_matrix
 from liverseg_core.training.device_augment import augment_batch
-from liverseg_core.training.patches import Cut
+from liverseg_core.training.patch_dataset import Cut
 from liverseg_core.training.warp import Plan, is_flip, margin
 from liverseg_core.training.warp import warp as warp_into
 

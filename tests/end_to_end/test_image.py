@@ -78,7 +78,12 @@ def test_the_wheel(build: Callable[[str], str], buildah: Buildah) -> None:
     container = build("wheel")
     (wheel,) = buildah("run", container, "--", "sh", "-c", "ls /wheels/*.whl").split()
     listed = buildah("run", container, "--", "python3", "-m", "zipfile", "--list", wheel)
-    for part in ("liverseg_core/config.py", "tasks/publish.py", "flows/cli.py", "flows/recipes/unet.yaml"):
+    for part in (
+        "liverseg_core/config.py",
+        "tasks/registry/publish.py",
+        "flows/cli.py",
+        "flows/recipes/unet.yaml",
+    ):
         assert part in listed
     assert "torch>=" in buildah("run", container, "--", "cat", "/wheels/requirements.txt")
 

@@ -32,7 +32,7 @@ def models(liverseg: Run, stored: Any) -> Run:
 @pytest.fixture
 def holders(stored: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
     """Which version has which alias, as MLflow says."""
-    from tasks.tracking import connect
+    from tasks.registry.tracking import connect
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect(None, stored.path, "liverseg")

@@ -13,8 +13,8 @@ from liverseg_core.artifacts.artifact import Recipe
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.s3_store import S3Store
+from liverseg_core.artifacts.stages import REPORT
 from liverseg_core.config import StorageConfig
-from liverseg_core.stages import REPORT
 
 pytestmark = pytest.mark.slow
 

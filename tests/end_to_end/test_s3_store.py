@@ -11,8 +11,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from liverseg_core.artifacts.s3_store import S3Store
+from liverseg_core.artifacts.stages import INGEST, STAGES
 from liverseg_core.config import StorageConfig
-from liverseg_core.stages import INGEST, STAGES
 
 pytestmark = pytest.mark.slow
 

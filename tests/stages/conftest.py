@@ -10,9 +10,9 @@ from liverseg_core.config import IngestConfig, NetworkConfig, RegisterConfig
 from liverseg_core.evaluation.measures import CaseScore, Overlap, summarise
 from liverseg_core.models.model import ModelSpec, save_model
 from liverseg_core.models.networks import build_network
-from tasks.promotion import Seen
-from tasks.publish import Registration
-from tasks.tracking import Tracking, connect, open_run
+from tasks.registry.promotion import Seen
+from tasks.registry.publish import Registration
+from tasks.registry.tracking import Tracking, connect, open_run
 
 Register = Callable[..., Registration]
 

@@ -8,8 +8,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from liverseg_core.errors import LiversegError
-from tasks.database_errors import driver_error, unwritable
-from tasks.tracking import service
+from tasks.registry.database_errors import driver_error, unwritable
+from tasks.registry.tracking import service
 
 
 def refused(uri: str, *statements: str) -> OperationalError:

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-import tasks.registry_lock
+import tasks.registry.lock
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
-from tasks.champion import promote, roll_back
-from tasks.promotion import COMPARED, Measured, Rival, Seen, decide
-from tasks.publish import Registration, register
-from tasks.registry import DIGEST, KEY, find_version, model_digest
-from tasks.registry_lock import one_at_a_time
-from tasks.tracking import Tracking, connect
-from tasks.version_scores import add_scores
+from tasks.registry.champion import promote, roll_back
+from tasks.registry.lock import one_at_a_time
+from tasks.registry.promotion import COMPARED, Measured, Rival, Seen, decide
+from tasks.registry.publish import Registration, register
+from tasks.registry.tracking import Tracking, connect
+from tasks.registry.version_scores import add_scores
+from tasks.registry.versions import DIGEST, KEY, find_version, model_digest
 
 Make = Callable[..., Registration]
 Dice = Sequence[tuple[float | None, float]]
@@ -286,8 +286,8 @@ import json, sys, time
 import liverseg_core.inference.predict  # takes seconds: before the race
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
-from tasks.champion import promote
-from tasks.tracking import connect
+from tasks.registry.champion import promote
+from tasks.registry.tracking import connect
 print("ready", flush=True)
 for line in sys.stdin:
     uri, folder, reference, pause = json.loads(line)
@@ -406,7 +406,7 @@ def test_turns_are_taken_one_at_a_time(elsewhere: tuple[Tracking, str]) -> None:
 def test_a_dead_ones_turn_ends_and_a_slow_one_changes_nothing(
     elsewhere: tuple[Tracking, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks.registry_lock, "LEASE_S", 0.4)
+    monkeypatch.setattr(tasks.registry.lock, "LEASE_S", 0.4)
     with one_at_a_time(*elsewhere) as slow:
         with one_at_a_time(*elsewhere) as second:  # after the lease
             second()
@@ -422,7 +422,7 @@ def test_a_dead_ones_turn_ends_and_a_slow_one_changes_nothing(
 def test_waiting_ends(
     store: Tracking, elsewhere: tuple[Tracking, str], monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    monkeypatch.setattr(tasks.registry_lock, "WAIT_S", 0.3)
+    monkeypatch.setattr(tasks.registry.lock, "WAIT_S", 0.3)
     tracking, name = store if local else elsewhere[0], elsewhere[1]
     held, refused = one_at_a_time(tracking, name), pytest.raises(LiversegError, match="LS602")
     with held, refused, one_at_a_time(tracking, name):

@@ -20,8 +20,8 @@ from tasks.ensemble import Fold, ensemble
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
 from tasks.register import register
+from tasks.registry.report_reference import resolve_report
 from tasks.report import report
-from tasks.report_reference import resolve_report
 from tasks.split import split
 from tasks.train import train
 

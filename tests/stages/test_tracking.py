@@ -18,10 +18,18 @@ from mlflow import MlflowClient
 
 from liverseg_core.config import RegisterConfig, Settings
 from liverseg_core.errors import LiversegError
-from tasks.metric_log import MetricLog
-from tasks.publish import Registration, register
-from tasks.registry import DICE, fetch_model, list_versions
-from tasks.tracking import OWNER, Tracking, connect, connect_patiently, find_run, finish_run, open_run
+from tasks.registry.metric_log import MetricLog
+from tasks.registry.publish import Registration, register
+from tasks.registry.tracking import (
+    OWNER,
+    Tracking,
+    connect,
+    connect_patiently,
+    find_run,
+    finish_run,
+    open_run,
+)
+from tasks.registry.versions import DICE, fetch_model, list_versions
 
 PARAMS = {"train": {"learning_rate": 0.001, "network": {"name": "unet"}}, "datalist": "x" * 7000}
 
@@ -145,7 +153,7 @@ def test_a_silent_server_is_waited_for_and_a_broken_store_is_not(
     with pytest.raises(LiversegError, match=r"LS401.*no answer"):
         connect_patiently(settings(tracking_uri=f"http://127.0.0.1:{free_port()}"))
     assert time.monotonic() - begun > 3
-    said = [record.getMessage() for record in caplog.records if record.name == "tasks.tracking"]
+    said = [record.getMessage() for record in caplog.records if record.name == "tasks.registry.tracking"]
     assert len(said) == 1
     assert said[0].endswith("failed: no answer; trying again for 3 s")
     (tmp_path / "mlflow.db").write_bytes(b"junk" * 1000)
@@ -349,4 +357,4 @@ def test_a_server_and_its_absence(
 
     with pytest.raises(LiversegError, match="LS401"):
         train()
-    assert [record.name for record in caplog.records].count("tasks.metric_log") == 1, "warned once"
+    assert [record.name for record in caplog.records].count("tasks.registry.metric_log") == 1, "warned once"

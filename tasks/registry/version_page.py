@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.registry import VersionRecord
+from tasks.registry.versions import VersionRecord
 
 MEASURES = "liverseg.measures"
 """Mean Dice, spread and number of cases by class group, as JSON."""

@@ -23,8 +23,8 @@ from liverseg_core.config import Settings
 from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
-from tasks.context import require_tracking
-from tasks.database_errors import driver_error, unwritable
+from tasks.registry.database_errors import driver_error, unwritable
+from tasks.registry.place import DATABASE, require_tracking
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
 # each after twice the wait, outlast a server that is away for two minutes.
@@ -99,7 +99,7 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
     folder = None if uri else Path(store).resolve()
     if folder:
         _require_writable(folder)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        uri = f"sqlite:///{folder / DATABASE}"
     with environment({}):  # MLflow would write the URI there, for every later store and child process
         set_tracking_uri(uri)
     shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages

@@ -3,11 +3,11 @@
 import re
 
 from liverseg_core.artifacts.artifact import Artifact
-from liverseg_core.artifacts.local_store import open_store
+from liverseg_core.artifacts.location import open_store
+from liverseg_core.artifacts.stages import REPORT
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-from liverseg_core.stages import REPORT
-from tasks.model_reference import is_tracked
+from tasks.registry.place import is_tracked
 
 PAGE, CARD = "report.html", "model_card.md"
 TELLS_OF = ("evaluation", "model", "registration")
@@ -48,8 +48,8 @@ def _registration(settings: Settings, reference: str) -> str:
     named = VERSION.fullmatch(reference)
     if named is None or not is_tracked(settings):
         raise _no_report(settings, reference)
-    from tasks.registry import KEY, list_versions
-    from tasks.tracking import connect
+    from tasks.registry.tracking import connect
+    from tasks.registry.versions import KEY, list_versions
 
     register = settings.register_
     tracking = connect(register.tracking_uri, settings.store, register.experiment)

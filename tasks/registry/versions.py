@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from liverseg_core.artifacts.artifact import digest_json
 from liverseg_core.errors import LiversegError
-from tasks.tracking import Tracking, service
+from tasks.registry.tracking import Tracking, service
 
 KEY, DIGEST, WEIGHTS = "liverseg.key", "liverseg.digest", "liverseg.weights"
 EVALUATION = "liverseg.evaluation_key"

@@ -14,9 +14,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from tasks.promotion import Measured, Seen
-from tasks.registry import KEY, WEIGHTS, resolve
-from tasks.tracking import Tracking, service
+from tasks.registry.promotion import Measured, Seen
+from tasks.registry.tracking import Tracking, service
+from tasks.registry.versions import KEY, WEIGHTS, resolve
 
 VALIDATION = "liverseg.validation"
 SCORES = "liverseg.scores."

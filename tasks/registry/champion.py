@@ -11,9 +11,13 @@ from mlflow.entities.model_registry import ModelVersion
 
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
-from tasks.archived_prediction import check_prediction
-from tasks.promotion import Rival, decide
-from tasks.registry import (
+from tasks.registry.archived_prediction import check_prediction
+from tasks.registry.lock import one_at_a_time
+from tasks.registry.promotion import Rival, decide
+from tasks.registry.tracking import Tracking, service
+from tasks.registry.version_page import version_page
+from tasks.registry.version_scores import VALIDATION, scores_of_version
+from tasks.registry.versions import (
     AGAINST,
     EVALUATION,
     REASON,
@@ -23,10 +27,6 @@ from tasks.registry import (
     find_version,
     version_record,
 )
-from tasks.registry_lock import one_at_a_time
-from tasks.tracking import Tracking, service
-from tasks.version_page import version_page
-from tasks.version_scores import VALIDATION, scores_of_version
 
 COMPARISON, DECIDED, FORCED = "liverseg.comparison", "liverseg.decided", "liverseg.forced"
 

@@ -22,11 +22,15 @@ from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import library_versions
 from liverseg_core.training.learning_curves import learning_curves_png
-from tasks.archived_prediction import archive_prediction, example_scan
-from tasks.champion import check_files, contend
-from tasks.model_reference import weights_digest
-from tasks.promotion import Measured, Seen
-from tasks.registry import (
+from tasks.registry.archived_prediction import archive_prediction, example_scan
+from tasks.registry.champion import check_files, contend
+from tasks.registry.lock import one_at_a_time
+from tasks.registry.model_reference import weights_digest
+from tasks.registry.promotion import Measured, Seen
+from tasks.registry.tracking import Tracking, service
+from tasks.registry.version_page import MEASURES as DICE_TABLE
+from tasks.registry.version_scores import VALIDATION, store_scores, with_ancestors
+from tasks.registry.versions import (
     DICE,
     DIGEST,
     KEY,
@@ -36,10 +40,6 @@ from tasks.registry import (
     model_files,
     version_record,
 )
-from tasks.registry_lock import one_at_a_time
-from tasks.tracking import Tracking, service
-from tasks.version_page import MEASURES as DICE_TABLE
-from tasks.version_scores import VALIDATION, store_scores, with_ancestors
 
 SHOWN = {"pictures"}
 """Folders of an evaluation that go to MLflow beside its tables: what a person looks at, never voxels."""
@@ -164,7 +164,7 @@ def _log_model(request: Registration) -> tuple[LoggedModel, str]:
 
 
 def _tags(client: MlflowClient, request: Registration) -> dict[str, str]:
-    """What a version says of itself; see `tasks.version_page`."""
+    """What a version says of itself; see `tasks.registry.version_page`."""
     dice = {DICE[group]: request.summary[group]["dice"] for group in DICE}
     table = {
         group: {part: request.summary[group]["policies"]["nan"][part] for part in ("mean", "sd", "n")}

@@ -10,7 +10,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from liverseg_core.environment import environment
-from tasks.tracking import IMPATIENT, reason, service
+from tasks.registry.tracking import IMPATIENT, reason, service
 
 LOG = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from liverseg_core.errors import LiversegError
-from tasks.tracking import Tracking
+from tasks.registry.tracking import Tracking
 
 WAIT_S, LEASE_S, PAUSE_S = 420.0, 180.0, 0.05
 TURN = "liverseg.turn."

@@ -1,13 +1,13 @@
 """What a person calls a model: a registered version, a run, or a folder."""
 
 import hashlib
-import os
 from pathlib import Path
 
-from liverseg_core.artifacts.local_store import in_bucket
+from liverseg_core.artifacts.location import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.environment import user_cache
 from liverseg_core.errors import LiversegError
+from tasks.registry.place import is_tracked
 
 
 def resolve_model(settings: Settings, reference: str) -> Path:
@@ -21,20 +21,14 @@ def resolve_model(settings: Settings, reference: str) -> Path:
         if not Path(reference).is_dir():
             raise _no_model(reference)
         return Path(reference)
-    from tasks.registry import fetch_model
-    from tasks.tracking import connect_patiently
+    from tasks.registry.tracking import connect_patiently
+    from tasks.registry.versions import fetch_model
 
     if not is_tracked(settings):
         raise _no_model(reference)
     connect_patiently(settings)
     kept = user_cache() / "models" if in_bucket(settings.store) else Path(settings.store) / "fetched"
     return fetch_model(reference, kept)
-
-
-def is_tracked(settings: Settings) -> bool:
-    """Whether there is a tracking store to ask; connecting to a local one would make it."""
-    uri = settings.register_.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri is not None or (Path(settings.store) / "mlflow.db").exists()
 
 
 def weights_digest(folder: Path) -> str:

@@ -17,7 +17,7 @@ from liverseg_core.inference.findings import findings
 from liverseg_core.inference.predict import segment
 from liverseg_core.models.model import WEIGHTS, Model, load_model
 from liverseg_core.volumes.nifti import Volume, decode, read_nifti, write_label
-from tasks.tracking import PythonModel, set_model
+from tasks.registry.tracking import PythonModel, set_model
 
 FORMS = ("array", "nifti", "none")
 
