@@ -1,8 +1,6 @@
 """The real command line in real processes, a small phantom, and settings that train in seconds."""
 
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import LIVERSEG, Ended, Process, run_to_end, start_command
 
 ROOT = Path(__file__).parents[2]
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-LIVERSEG = str(Path(sys.executable).with_name("liverseg"))
+WARM = Path(__file__).parents[1] / "warm.py"
 PHANTOM = ("--unlabelled", "1", "--size", "64,64,40")
 TINY = """
+compute: {workers: 0}
 ingest: {spacing_mm: [5, 5, 5]}
 split: {validation: 2}
 train:
@@ -30,33 +30,8 @@ train:
   checkpoint_every: 4
   learning_rate: 0.02
 """
-Run = Callable[..., "Ended"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def data(self) -> Any:
-        """Standard output, which must be one JSON document and nothing else."""
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The last line on standard error."""
-        return self.err.splitlines()[-1]
-
-    def ok(self) -> "Ended":
-        """This, after checking that the command went well and in silence."""
-        assert self.code == 0, self.err
-        assert not re.search(r"traceback|warning|error|deprecat", self.err, re.IGNORECASE), self.err
-        return self
+Run = Callable[..., Ended]
+Start = Callable[..., Process]
 
 
 @dataclass(frozen=True)
@@ -71,25 +46,32 @@ class Stored:
 
 @pytest.fixture(scope="session")
 def command_environment(service_environment: dict[str, str]) -> dict[str, str]:
-    """The environment of the commands: two processes at once, so each keeps to one thread of torch."""
+    """The environment of the commands: several processes at once, so each keeps to one thread of torch."""
     return service_environment | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
-def start(command_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """A function that starts `liverseg` with these arguments, in a process group of its own."""
-    started: list[subprocess.Popen[str]] = []
+def warm(shared: Any, command_environment: dict[str, str]) -> str:
+    """The socket of a process that has every library loaded, and forks commands."""
 
-    def call(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [LIVERSEG, *map(str, arguments)],
-            env=command_environment | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(folder: Path) -> Any:
+        path = folder / "socket"
+        return [sys.executable, str(WARM), str(path), LIVERSEG], command_environment, path.exists, str(path)
+
+    return str(shared.started("warm", start))
+
+
+@pytest.fixture(scope="session")
+def start(warm: str, command_environment: dict[str, str], prefect_server: str) -> Iterator[Start]:
+    """A function that starts `liverseg` with these arguments, in a process group of its own.
+
+    Its flows run on the tests' Prefect server, unless `PREFECT_API_URL` says otherwise.
+    """
+    started: list[Process] = []
+    environment = command_environment | {"PREFECT_API_URL": prefect_server}
+
+    def call(*arguments: object, **changes: str) -> Process:
+        process = start_command(warm, [str(one) for one in arguments], environment, changes)
         started.append(process)
         return process
 
@@ -101,14 +83,12 @@ def start(command_environment: dict[str, str]) -> Iterator[Callable[..., subproc
 
 
 @pytest.fixture(scope="session")
-def liverseg(start: Callable[..., subprocess.Popen[str]]) -> Run:
+def liverseg(start: Start) -> Run:
     """A function that runs `liverseg` with these arguments to its end."""
 
-    def call(*arguments: object, **environment: str) -> Ended:
+    def call(*arguments: object, **changes: str) -> Ended:
         begun = time.monotonic()
-        process = start(*arguments, **environment)
-        out, err = process.communicate(timeout=1200)
-        return Ended(process.returncode, out, err, time.monotonic() - begun)
+        return run_to_end(start(*arguments, **changes), begun)
 
     return call
 
