@@ -261,7 +261,7 @@ class S3Server:
         """Store an object that everybody may read."""
         self.client.put_object(Bucket=bucket, Key=key, Body=content, ACL="public-read")
 
-    def reads(self, prefix: str) -> int:
+    def reads(self, prefix: str = "") -> int:
         """How often an object of the bucket `data` below a prefix was asked for."""
         return len(re.findall(rf"\bGET /data/{re.escape(prefix)}[^ ?]*[^ ]* HTTP", self.log.read_text()))
 

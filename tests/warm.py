@@ -9,6 +9,7 @@ answers on a Unix socket. A request is one message: arguments, environment and f
 files for standard output and error. The answer is the process id, and later its exit code, a line each.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -92,10 +93,8 @@ def _reap(running: dict[int, socket.socket]) -> None:
 
 
 def _tell(connection: socket.socket, number: int) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the test that asked may be gone
         connection.sendall(b"%d\n" % number)
-    except OSError:  # the test that asked is gone
-        pass
 
 
 def _become(script: str, request: dict[str, Any], loaded: dict[str, str]) -> None:

@@ -87,9 +87,9 @@ def test_a_folder_on_s3_that_cases_come_to(s3_server: Any, big: Path, tmp_path: 
     assert facts(found) == facts(here)
     assert found.junk == here.junk
     assert found.cases[0].image.read() == here.cases[0].image.read()
-    before = s3_server.reads()
+    before = s3_server.reads("coming/")
     assert facts(open_source(where, options=options)) == facts(found)
-    assert s3_server.reads() == before, "nothing but the listing"
+    assert s3_server.reads("coming/") == before, "nothing but the listing"
 
     said = json.loads(listing.read_text())
     gone = said["training"].pop()
@@ -122,9 +122,9 @@ def test_one_small_request_a_member_then_one_in_all(served: Any, s3_server: Any,
     assert served.requests == [(0, (1 << 16) - 1)]
     s3_server.put("data", "counted.tar", big.read_bytes())
     for allowed in (members, 1):
-        before = s3_server.reads()
+        before = s3_server.reads("counted.tar")
         assert facts(open_source("s3://data/counted.tar", options=bucket(s3_server))) == facts(first)
-        assert 1 <= s3_server.reads() - before <= allowed
+        assert 1 <= s3_server.reads("counted.tar") - before <= allowed
 
 
 def test_many_small_members_share_a_request(

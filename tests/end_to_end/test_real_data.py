@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import LIVERSEG
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +131,7 @@ def test_a_prediction_lies_on_its_scan(liverseg: Run, trained: Any, real: Path, 
 
 @pytest.mark.parametrize("verb", ["verify", "ingest"])
 def test_a_scan_at_full_resolution(
-    start: Callable[..., Any],
+    command_environment: dict[str, str],
     real: Path,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
@@ -143,7 +145,10 @@ def test_a_scan_at_full_resolution(
         ["./imagesTs/lidc.nii.gz"],
     )
     store = ["--store", tmp_path / "store"] if verb == "ingest" else []
-    process = start(verb, source, "--workers", 0, "--json", *store)
+    process = subprocess.Popen(
+        [LIVERSEG, verb, str(source), "--workers", "0", "--json", *map(str, store)],
+        env=command_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     ended, peak_mb = 0, 0.0
     while not ended:  # the usage that wait4 gives counts what this process had when it forked
         with contextlib.suppress(OSError, ValueError):

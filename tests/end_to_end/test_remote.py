@@ -47,9 +47,9 @@ def test_the_same_cases_from_s3(
     bucket.put("data", "p/phantom.tar", phantom.read_bytes())
     arguments = ["ingest", "s3://data/p/phantom.tar", "--config", tiny, "--store", tmp_path / "store"]
     same_cases(liverseg, arguments, bucket.environment, stored_bytes(ingested))
-    before = bucket.reads()
+    before = bucket.reads("p/phantom.tar")
     assert liverseg(*arguments, "--json", **bucket.environment).ok().data["cached"]
-    assert bucket.reads() - before == 1
+    assert bucket.reads("p/phantom.tar") - before == 1
     if "testing" in bucket.environment.values():  # the mock takes any secret
         wrong = bucket.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}
         ended = liverseg("verify", arguments[1], "--workers", 0, **wrong)

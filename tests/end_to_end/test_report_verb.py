@@ -1,12 +1,11 @@
 """`liverseg report` and what a run shows in Prefect, through the real command line."""
 
-import contextlib
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from liverseg_core.artifacts.artifact import Recipe
@@ -86,20 +85,22 @@ def _small_report(store: Any) -> Any:
     )
 
 
-def test_a_run_shows_its_measures_and_report_in_prefect(
-    stored: Any, command_environment: dict[str, str]
-) -> None:
-    """In the temporary API's database: what the runs are called, and their artifacts."""
-    database = Path(command_environment["PREFECT_HOME"]) / "liverseg" / "prefect.db"
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as api:
-        newest = "select id from flow_run where name = ? order by created limit 1"
-        (run,) = api.execute(newest, [f"{stored.source.name}, {stored.config.name}"]).fetchone()
-        tasks = api.execute("select name from task_run where flow_run_id = ?", [run]).fetchall()
-        rows = api.execute("select key, data from artifact where flow_run_id = ?", [run]).fetchall()
-    assert sorted(name for (name,) in tasks) == sorted(
+def test_a_run_shows_its_measures_and_report_in_prefect(stored: Any, prefect_server: str) -> None:
+    """What the run and its tasks are called, and its artifacts, as the API tells them."""
+
+    def ask(what: str, **wanted: Any) -> Any:
+        return httpx.post(f"{prefect_server}/{what}/filter", json=wanted).raise_for_status().json()
+
+    named = {"name": {"any_": [f"{stored.source.name}, {stored.config.name}"]}}
+    runs = [
+        run for run in ask("flow_runs", flow_runs=named) if run["parameters"]["store"] == str(stored.path)
+    ]
+    run = min(runs, key=lambda run: run["created"])
+    of_run = {"flow_run_id": {"any_": [run["id"]]}}
+    assert sorted(task["name"] for task in ask("task_runs", task_runs=of_run)) == sorted(
         ["ingest", "split", "train", "evaluate", "register", "report"]
     )
-    shown = {key: json.loads(data) for key, data in rows}
+    shown = {one["key"]: one["data"] for one in ask("artifacts", artifacts=of_run)}
     assert shown.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report"}
     dice = json.loads(shown["liverseg-dice"])
     assert [row["class"] for row in dice] == ["liver (tumour included)", "liver (tumour excluded)", "tumour"]

@@ -152,7 +152,8 @@ def test_the_whole_flow_stops_at_a_signal(
     start: Start, store: Path, phantom: Path, tiny: Path, number: signal.Signals, code: int
 ) -> None:
     """Prefect around the training changes neither exit code nor last line, and leaves no server behind."""
-    process = start("run", phantom, "--config", tiny, "--store", store, *LONG)
+    command = ["run", phantom, "--config", tiny, "--store", store, *LONG]
+    process = start(*command, PREFECT_API_URL="")
     wait_for(lambda: checkpoints(store), process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "the temporary Prefect API"
@@ -169,7 +170,7 @@ def test_the_flow_goes_on_after_a_kill(
 ) -> None:
     """`liverseg run` killed in training: its server ends too, and the same command brings it to an end."""
     command = ["run", phantom, "--config", tiny, "--store", store, *LONG]
-    process = start(*command)
+    process = start(*command, PREFECT_API_URL="")
     wait_for(lambda: checkpoints(store), process)
     kill(process)
     ended = liverseg(*command).ok()
