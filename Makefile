@@ -1,6 +1,7 @@
 # make demo    install, then the whole flow on a phantom: tar → model → Dice → registry
-# make test    install, then the test suite
-# make check   lint, types, import contracts, tests
+# make test    install, then the tests that need no cluster, image or page of docs
+# make test-all    install, then every test
+# make check   lint, types, import contracts, every test
 # make up      the services of a cluster as processes on loopback: Postgres, S3, MLflow, Prefect, Dask and workers
 # make down    stop exactly those
 # make constraints    pin every dependency anew
@@ -12,14 +13,20 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint check up down fmt constraints clean
+.PHONY: demo test test-all lint check up down fmt constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/liverseg phantom demo/phantom.tar --cases 72
 	$(BIN)/liverseg run demo/phantom.tar --config phantom --store demo/store
 
+# Three processes on two cores: tests wait for others' processes half of their time.
+TESTS = $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m 'not containers and not whole'
+
+test-all: $(INSTALLED)
+	$(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,7 +34,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+check: lint test-all
 
 up: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r infra/processes/requirements.txt

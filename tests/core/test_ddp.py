@@ -87,6 +87,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert told == ["1/6", "2/6", "3/6", CHECKPOINTS, "4/6", "5/6", "6/6", CHECKPOINTS]
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_under_torchrun_and_in_parts(job_of: Callable[..., TrainJob], tmp_path: Path) -> None:
     one, two = folders(tmp_path)
@@ -148,6 +149,7 @@ def test_a_signal_stops_all_after_one_step(job_of: Callable[..., TrainJob], tmp_
     assert not workers()
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_an_error_comes_through_once(
     job_of: Callable[..., TrainJob], tmp_path: Path, capfd: pytest.CaptureFixture[str]

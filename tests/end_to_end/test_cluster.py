@@ -25,7 +25,7 @@ import yaml
 
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(4000)]
 
 ROOT = Path(__file__).parents[2]
 NAME = "ingest-train-evaluate"

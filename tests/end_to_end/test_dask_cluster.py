@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 Run = Callable[..., Any]
 DASK = str(Path(sys.executable).with_name("dask"))

@@ -194,6 +194,7 @@ def test_an_event_asks_for_retraining(deployed: dict[str, str], mlflow_server: s
     assert [version["version"] for version in found["model_versions"]] == ["1"]
 
 
+@pytest.mark.whole
 def test_another_deployment_trains(
     deployed: dict[str, str],
     mlflow_server: str,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 Run = Callable[..., Any]
 FEWER = ("--set", "split.folds=3", "--set", "train.steps=6")

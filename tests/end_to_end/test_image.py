@@ -17,7 +17,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(4000)]
 
 ROOT = Path(__file__).parents[2]
 FILE = "infra/Dockerfile"

@@ -95,6 +95,7 @@ def test_quiet_complete_and_gone(home: Path) -> None:
     assert rows(home, "select count(*) from log where message like 'doubling%'") == [(4,)]
 
 
+@pytest.mark.whole
 def test_states_arrive_when_the_flow_fails(home: Path) -> None:
     done = client(home, "fail")
     assert done.returncode == 1
@@ -103,6 +104,7 @@ def test_states_arrive_when_the_flow_fails(home: Path) -> None:
     assert rows(home, "select state_type from flow_run order by start_time desc limit 1") == [("FAILED",)]
 
 
+@pytest.mark.whole
 def test_a_killed_client_leaves_no_server(home: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CLIENT, str(home), "hang"],
@@ -116,6 +118,7 @@ def test_a_killed_client_leaves_no_server(home: Path) -> None:
     assert next(gone(pid))
 
 
+@pytest.mark.whole
 def test_runs_side_by_side_share_a_new_database(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
@@ -155,6 +158,7 @@ def test_a_configured_api_is_left_alone(tmp_path: Path, place: str) -> None:
         assert not list(tmp_path.rglob("prefect.db"))
 
 
+@pytest.mark.whole
 def test_a_server_that_cannot_start_is_a_coded_error(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("not a database, and long enough to be read as one" * 100)
     done = client(tmp_path, "return")

@@ -116,6 +116,7 @@ def test_a_folder_of_scans_of_which_one_is_broken(
     assert 1 < plain["largest_diameter_mm"] < math.dist((0, 0), (40 * 1.5, 36 * 1.2))
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_over_dask_it_is_the_same(
     liverseg: Callable[..., Any], model: Path, scans: Path, tmp_path: Path
@@ -165,6 +166,7 @@ REAL = {
 }
 
 
+@pytest.mark.whole
 def test_real_scans_keep_their_geometry(
     liverseg: Callable[..., Any], model: Path, real: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def environment(folder: Path) -> dict[str, str]:
     return clean | {"PATH": f"{BIN}:{clean['PATH']}", "PREFECT_HOME": str(folder / "prefect")}
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(4000)
 def test_make_demo(
     tmp_path: Path,
@@ -73,6 +74,7 @@ def test_make_demo(
     assert dice["tumour"] >= 0.62
 
 
+@pytest.mark.whole
 def test_commands_of_use(tmp_path: Path) -> None:
     tar = tmp_path / "Task03_Liver.tar"
     write_phantom_tar(tar, PhantomSpec(cases=5, unlabelled=1, size=(48, 48, 32)))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from commands import LIVERSEG
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 Run = Callable[..., Any]
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}

@@ -27,7 +27,7 @@ def stored_bytes(store: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["s3_server", "object_store"])
+@pytest.fixture(params=["s3_server", pytest.param("object_store", marks=pytest.mark.whole)])
 def bucket(request: pytest.FixtureRequest) -> Any:
     """The mock of S3, then the real object store."""
     return request.getfixturevalue(request.param)
@@ -82,6 +82,7 @@ def test_checksum(liverseg: Run, phantom: Path, range_server: Any) -> None:
     assert liverseg("verify", phantom, "--workers", 0, "--json").ok().data["md5"] is None
 
 
+@pytest.mark.whole
 def test_ingest_from_s3_goes_on_after_a_kill(
     liverseg: Run, start: Start, finished_at: Times, s3_server: Any, tmp_path: Path
 ) -> None:

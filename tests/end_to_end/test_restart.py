@@ -83,6 +83,7 @@ def uninterrupted(
     return path
 
 
+@pytest.mark.whole
 def test_ingest_goes_on_after_a_kill(
     liverseg: Run, start: Start, finished_at: Times, ingested: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_training_goes_on_after_kills(
     assert runs(store) == [(facts["run_id"], "FINISHED")]
 
 
+@pytest.mark.whole
 def test_a_signal_saves_and_says_how_to_go_on(
     liverseg: Run, start: Start, store: Path, uninterrupted: Path, tiny: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert [status for _, status in runs(store)] == ["FINISHED"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_whole_flow_stops_at_a_signal(
     start: Start, store: Path, phantom: Path, tiny: Path, number: signal.Signals, code: int
@@ -165,6 +168,7 @@ def test_the_whole_flow_stops_at_a_signal(
     assert not psutil.wait_procs(children, timeout=15)[1]
 
 
+@pytest.mark.whole
 def test_the_flow_goes_on_after_a_kill(
     liverseg: Run, start: Start, store: Path, uninterrupted: Path, phantom: Path, tiny: Path
 ) -> None:
@@ -180,6 +184,7 @@ def test_the_flow_goes_on_after_a_kill(
     assert [status for _, status in runs(store)] == ["FINISHED"]
 
 
+@pytest.mark.whole
 def test_evaluation_goes_on_after_a_kill(
     liverseg: Run, start: Start, uninterrupted: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +210,7 @@ def test_evaluation_goes_on_after_a_kill(
     }
 
 
+@pytest.mark.whole
 def test_nothing_is_made_twice_at_the_same_time(liverseg: Run, start: Start, store: Path, tiny: Path) -> None:
     """While one process trains, another that wants the same model is refused, and told by whom."""
     command = ["train", "--config", tiny, "--store", store, *LONG]

@@ -20,7 +20,7 @@ Run = Callable[..., Any]
 Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture(params=["s3_server", "object_store"])
+@pytest.fixture(params=["s3_server", pytest.param("object_store", marks=pytest.mark.whole)])
 def bucket(request: pytest.FixtureRequest) -> Any:
     """The mock of S3, then the real object store."""
     return request.getfixturevalue(request.param)
@@ -99,6 +99,7 @@ def test_the_whole_flow(
     assert digests(store) == found
 
 
+@pytest.mark.whole
 def test_a_killed_ingest_goes_on(
     liverseg: Run, start: Start, tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from liverseg_core.phantom.dataset import phantom_case
 from liverseg_core.sources import http_ranges
 from liverseg_core.sources.source import Source, open_source
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 SIZE = (56, 48, 70)
 CONFIG = IngestConfig(spacing_mm=(4, 4, 2.5))
