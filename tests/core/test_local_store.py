@@ -38,7 +38,8 @@ class Folder(Past):
         self.root = root
 
     def names(self) -> set[str]:
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+        found = (path for path in self.root.rglob("*") if path.is_file() or not any(path.iterdir()))
+        return {str(path.relative_to(self.root)) for path in found}
 
     def get(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -70,7 +71,7 @@ class TestLocalStore(StoreContract):
     @pytest.fixture
     def machine(self, tmp_path: Path) -> Machine:
         """Machines share the folder."""
-        return lambda _name: LocalStore(tmp_path / "store")
+        return lambda _name, part="": LocalStore(tmp_path / "store" / part)
 
     @pytest.fixture
     def past(self, tmp_path: Path) -> Past:

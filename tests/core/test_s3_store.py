@@ -36,7 +36,7 @@ from liverseg_core.artifacts.stages import INGEST
 from liverseg_core.config import StorageConfig
 
 QUICK = {"attempts": 2, "backoff_s": 0.01, "timeout_s": 5.0}
-Machine = Callable[[str], S3Store]
+Machine = Callable[..., S3Store]
 
 
 class Below(Past):
@@ -74,12 +74,12 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 @pytest.fixture
 def machine(server: Any, tmp_path: Path) -> Iterator[Machine]:
-    """A machine of this name, with the same store and its own copies."""
+    """Machines have copies of their own."""
     prefix = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]
 
-    def call(name: str) -> S3Store:
+    def call(name: str, part: str = "") -> S3Store:
         options = StorageConfig(endpoint=server.url, copies=str(tmp_path / name), **QUICK)
-        return S3Store(f"s3://data/{prefix}", options)
+        return S3Store(f"s3://data/{prefix}/{part}".rstrip("/"), options)
 
     yield call
     s3_store._in_use.clear()

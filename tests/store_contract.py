@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -27,7 +27,6 @@ PLAIN = Stage("plain", "plains", version=1)
 RESUMABLE = Stage("resumable", "resumables", version=1, resumable=True)
 CONTENT = {"a.bin": b"a" * 5000, "b/c.bin": b"c", "b/empty": b""}
 FACTS = {"answer": 42, "share": 0.1, "none": None}
-Machine = Callable[[str], Store]
 Killed = Callable[[], contextlib.AbstractContextManager[None]]
 BOTH = pytest.mark.parametrize("stage", [PLAIN, RESUMABLE], ids=lambda stage: stage.name)
 
@@ -53,8 +52,14 @@ def digests(made: Artifact) -> dict[str, str]:
     return {entry["path"]: entry["sha256"] for entry in made.manifest["files"]}
 
 
+class Machine(Protocol):
+    """The store as a machine of this name has it; a part of what is stored is a store of its own."""
+
+    def __call__(self, name: str, part: str = "") -> Store: ...
+
+
 class Past(ABC):
-    """What a store holds, under names such as `plains/<key>/manifest.json`, reached past it."""
+    """What a store and its parts hold, under names such as `plains/<key>/manifest.json`, reached past it."""
 
     @abstractmethod
     def names(self) -> set[str]:
@@ -107,8 +112,8 @@ class Call:
 class StoreContract:
     """Tests of a store, by four fixtures.
 
-    `machine` is a function that gives the store as a machine of this name has it, `past` reaches what is
-    stored, `call` goes through the kinds of calls that may be a process's last, within `killed()` one ends.
+    `machine` is a `Machine`, `past` reaches what is stored, `call` goes through the kinds of calls that may
+    be a process's last, and within `killed()` one ends.
     """
 
     @pytest.fixture
@@ -133,6 +138,8 @@ class StoreContract:
         assert past.names() == {manifest, *stored}, "no lock or staging stays"
         assert {name: past.get(name) for name in stored} == stored
         assert json.loads(past.get(manifest)) == made.manifest
+        survey, size = there.survey(stage), sum(len(past.get(name)) for name in past.names())
+        assert (survey.complete, survey.size) == (1, size)
         found = produce(there, one, fail)
         assert (found.cached, found.manifest, found.facts) == (True, made.manifest, made.facts)
         assert there.place(found) == f"{there}/{files}"
@@ -149,30 +156,29 @@ class StoreContract:
         self, machine: Machine, past: Past, call: Call, after: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Stop before or after the n-th call of a kind, for every n; then again, from another machine."""
-        whole = digests(produce(machine("here"), recipe(call.stage, n=-1), make))
+        one = recipe(call.stage)
+        whole = digests(produce(machine("here", "whole"), one, make))
         for n in itertools.count():
-            one, crashed = recipe(call.stage, n=n), False
+            crashed, part = False, str(n)
             with monkeypatch.context() as patch:
                 call.stop(patch, n, after)
                 try:
-                    produce(machine("here"), one, make)
+                    produce(machine("here", part), one, make)
                 except KeyboardInterrupt:
                     crashed = True
-            self.whole_or_absent(machine("reader"), one)
-            assert digests(produce(machine("there"), one, make)) == whole
-            self.whole_or_absent(machine("reader"), one)
+            self.whole_or_absent(machine("reader", part), one)
+            store = machine("there", part)
+            assert digests(produce(store, one, make)) == whole
+            assert not any(".staging" in Path(name).parent.name for name in past.names())
+            survey = store.survey(call.stage)
+            assert survey.complete == 1
+            assert all(store.discard(leftover) for leftover in survey.leftovers)
+            assert store.survey(call.stage).leftovers == ()
+            assert store.find(one.stage, one.key)
+            self.whole_or_absent(machine("another", part), one)
             if not crashed:
                 break
         assert n > 0 or call.may_be_rare
-        store = machine("there")
-        survey = store.survey(call.stage)
-        assert survey.complete == n + 2
-        assert all(store.discard(leftover) for leftover in survey.leftovers)
-        assert store.survey(call.stage).leftovers == ()
-        assert not any(".staging" in Path(name).parent.name for name in past.names())
-        for k in range(-1, n + 1):
-            assert store.find(call.stage, recipe(call.stage, n=k).key)
-            self.whole_or_absent(machine("another"), recipe(call.stage, n=k))
 
     def test_what_takes_long_is_made_by_one(self, machine: Machine, build: SimpleNamespace) -> None:
         def make_and_look(folder: Path) -> dict[str, object]:
