@@ -2,18 +2,31 @@
 
 from prefect import flow
 
-from flows.context import open_context
-from flows.run_page import run_name, show_model, show_report
+from flows.context import open_run
+from flows.order import Stages, follow
+from flows.run_page import run_name, showing
 from flows.settings import load_settings
 from flows.training import train_there_or_here
-from tasks.context import Record, fold_contexts
-from tasks.ensemble import Fold, ensemble_task, whole
+from tasks.context import Record
+from tasks.ensemble import ensemble_task
 from tasks.evaluate import evaluate_task
 from tasks.ingest import ingest_task
 from tasks.register import register_task
-from tasks.registry.place import require_tracking
 from tasks.report import report_task
 from tasks.split import split_task
+
+STAGES = showing(
+    Stages(
+        ingest=ingest_task,  # every scan of the source into the store, at one spacing
+        split=split_task,  # the cases into training and validation
+        train=train_there_or_here,  # a model from the training cases
+        evaluate=evaluate_task,  # its Dice and more on the validation cases, in each scan's own space
+        ensemble=ensemble_task,  # of several folds, their models as one
+        register=register_task,  # a version in MLflow, and whether it is champion
+        report=report_task,  # a page to look at
+    )
+)
+"""The stages as tasks; flows/order.py says which gets what of which."""
 
 
 @flow(name="ingest-train-evaluate", flow_run_name=run_name, persist_result=False, validate_parameters=True)
@@ -34,18 +47,5 @@ def ingest_train_evaluate(
     Returns:
         One record a stage, by its name.
     """
-    context = open_context(load_settings(config, overrides or (), source=source, store=store))
-    require_tracking(context.settings.register_.tracking_uri, context.settings.store)
-    cases = ingest_task(context)
-    folds = []
-    for part in fold_contexts(context):
-        dataset = split_task(part, cases)
-        model = train_there_or_here(part, dataset)
-        folds.append(Fold(dataset, model, evaluate_task(part, dataset, model)))
-    made = whole(folds, lambda: ensemble_task(context, folds))
-    version = register_task(context, made.dataset, made.model, made.evaluation)
-    show_model(made, version)
-    page = report_task(context, cases, made, version)
-    show_report(page)
-    stages = {"split": made.dataset, "train": made.model, "evaluate": made.evaluation, "register": version}
-    return {"ingest": cases, **stages, "report": page}
+    context = open_run(load_settings(config, overrides or (), source=source, store=store))
+    return follow(context, STAGES)

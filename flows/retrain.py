@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING
 from prefect import flow
 
 from flows.console import say
-from flows.context import open_context
-from flows.run_page import run_name, show_model, show_report
+from flows.context import open_run
+from flows.order import follow
+from flows.pipeline import STAGES
+from flows.run_page import run_name
 from flows.settings import load_settings
-from flows.training import train_there_or_here
 from liverseg_core.errors import LiversegError
 from tasks.context import Context, Record
-from tasks.ensemble import Fold
-from tasks.evaluate import evaluate_task
-from tasks.ingest import ingest_task
-from tasks.register import register_task
-from tasks.registry.place import require_tracking
-from tasks.report import report_task
-from tasks.split import split_task
 from tasks.standing import measure_champion, standing
 
 if TYPE_CHECKING:
@@ -51,32 +45,24 @@ def retrain(
     Raises:
         LiversegError: LS215 for `split.fold: all`; those of the stages.
     """
-    context = open_context(load_settings(config, overrides or (), source=source, store=store))
-    settings = context.settings
-    require_tracking(settings.register_.tracking_uri, settings.store)
-    if settings.split.fold == "all":
+    context = open_run(load_settings(config, overrides or (), source=source, store=store))
+    if context.settings.split.fold == "all":
         remedy = "Leave split.fold out, or train the folds with `liverseg run`"
         raise LiversegError("LS215", "retrain can't train folds", "one split", remedy)
-    cases = ingest_task(context)
-    dataset = split_task(context, cases)
-    known = standing(context, dataset)
-    told = {"difference": known.difference, "ingest": cases, "split": dataset}
+    looked = follow(context, STAGES.until("split"))
+    data = {name: looked[name] for name in ("ingest", "split")}
+    known = standing(context, data["split"])
     if known.trained:
         say(f"nothing new: version {known.trained.version} was trained on these data")
-        return {"retrained": False, "version": known.trained.version, **told}
+        told = {"version": known.trained.version, "difference": known.difference}
+        return {"retrained": False, **told, **data}
     say(_told(known.difference))
     if known.champion:
-        measure_champion(context, dataset, known.champion)
+        measure_champion(context, data["split"], known.champion)
         context = _from_champion(context, known.champion)
-    model = train_there_or_here(context, dataset)
-    evaluation = evaluate_task(context, dataset, model)
-    version = register_task(context, dataset, model, evaluation)
-    made = Fold(dataset, model, evaluation)
-    show_model(made, version)
-    page = report_task(context, cases, made, version)
-    show_report(page)
-    stages = {"train": model, "evaluate": evaluation, "register": version, "report": page}
-    return {"retrained": True, "version": version["version"], **told, **stages}
+    done = follow(context, STAGES.given(data))
+    told = {"version": done["register"]["version"], "difference": known.difference}
+    return {"retrained": True, **told, **done}
 
 
 def _from_champion(context: Context, champion: "VersionRecord") -> Context:

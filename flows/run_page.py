@@ -3,11 +3,13 @@
 The stores hold all of it: a Prefect server that does not answer costs its page, never the run.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from flows.console import DICE_COLUMNS, dice_rows
+from flows.order import Stages
 from flows.run_report import not_insisting
-from tasks.context import Record
+from tasks.context import Context, Record
 from tasks.ensemble import Fold
 from tasks.registry.report_reference import PAGE
 
@@ -21,6 +23,22 @@ def run_name() -> str:
         str(given[name]).partition("?")[0].rstrip("/") for name in ("source", "config") if given.get(name)
     ]
     return ", ".join(name.rpartition("/")[2] for name in names) or "stored cases"
+
+
+def showing(do: Stages) -> Stages:
+    """The same stages, which show what became of the model, and where its report is, once that is known."""
+
+    def register(context: Context, dataset: Record, model: Record, evaluation: Record) -> Record:
+        version = do.register(context, dataset, model, evaluation)
+        show_model(Fold(dataset, model, evaluation), version)
+        return version
+
+    def report(context: Context, cases: Record, made: Fold, version: Record) -> Record:
+        page = do.report(context, cases, made, version)
+        show_report(page)
+        return page
+
+    return replace(do, register=register, report=report)
 
 
 def show_model(made: Fold, version: Record) -> None:

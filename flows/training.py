@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prefect import flow
 
-from flows.context import open_context
+from flows.context import open_run
 from flows.settings import every_setting
 from liverseg_core.artifacts.stages import SPLIT
 from liverseg_core.config import Settings
@@ -34,7 +34,7 @@ def train(settings: dict[str, Any], dataset: str) -> Record:
     Raises:
         LiversegError: LS206 when the store has no such dataset; those of `train`.
     """
-    context = open_context(Settings.model_validate(settings))
+    context = open_run(Settings.model_validate(settings))
     found = context.store.find(SPLIT, dataset)
     if found is None:
         what = f"there is no dataset {dataset} in {context.settings.store}"

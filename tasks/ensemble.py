@@ -21,9 +21,9 @@ class Fold:
 
 
 def whole(folds: Sequence[Fold], united: Callable[[], Record]) -> Fold:
-    """The only fold there is, or what `united` makes of several."""
-    if len(folds) == 1:
-        return folds[0]
+    """The only fold there is, or what `united` makes of several; the last, where none was to be evaluated."""
+    if len(folds) == 1 or not folds[-1].evaluation:
+        return folds[-1]
     record = united()
     return Fold(record["dataset"], record["model"], record["evaluation"])
 

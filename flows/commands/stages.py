@@ -144,31 +144,10 @@ def bring_up_to_date(settings: Settings, last: str) -> Record:
         What `last` returned; of several folds' models, the last one's.
     """
     from flows.context import open_context
-    from tasks.context import fold_contexts
-    from tasks.ensemble import Fold, ensemble, whole
-    from tasks.evaluate import evaluate as evaluate_stage
-    from tasks.ingest import stored_cases
-    from tasks.register import register as register_stage
-    from tasks.report import report as report_stage
-    from tasks.split import split as split_stage
-    from tasks.train import train as train_stage
+    from flows.order import PLAIN, follow
 
     with watching():
-        context = open_context(settings)
-        cases = stored_cases(context)
-        folds: list[Fold] = []
-        for part in fold_contexts(context):
-            dataset = split_stage(part, cases)
-            model = train_stage(part, dataset)
-            if last != "train":
-                folds.append(Fold(dataset, model, evaluate_stage(part, dataset, model)))
-        if last == "train":
-            return model
-        made = whole(folds, lambda: ensemble(context, folds))
-        if last == "evaluate":
-            return made.evaluation
-        version = register_stage(context, made.dataset, made.model, made.evaluation)
-        return version if last == "register" else report_stage(context, cases, made, version)
+        return follow(open_context(settings), PLAIN.until(last))[last]
 
 
 def run_flow(

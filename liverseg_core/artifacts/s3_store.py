@@ -160,16 +160,17 @@ class S3Store:
     def survey(self, stage: Stage) -> Survey:
         """Complete artifacts; attempts that no manifest names, and what this machine keeps."""
         attempts: defaultdict[str, dict[str, list[Listed]]] = defaultdict(lambda: defaultdict(list))
-        manifests = set()
+        manifests, size = set(), 0
         for entry in listing(self.bucket, self._key(stage, "")):
             key, _, name = entry.key.removeprefix(self._key(stage, "")).partition("/")
             if name == MANIFEST:
                 manifests.add(key)
+                size += entry.size
             elif key.startswith(STAGING):
                 attempts[key][""].append(entry)
             elif name:
                 attempts[key][name.partition("/")[0]].append(entry)
-        size, leftovers = 0, [leftover(path) for path in self._kept_here(stage)]
+        leftovers = [leftover(path) for path in self._kept_here(stage)]
         for key, found in attempts.items():
             named = next(iter(found)) if len(found) == 1 else self._named(stage, key)
             for attempt, entries in found.items():

@@ -24,6 +24,7 @@ from liverseg_core.sources.source import CaseSource, Member
 from liverseg_core.training.train_job import TrainJob
 from liverseg_core.volumes.geometry import Grid
 
+pytest.register_assert_rewrite("store_contract")
 CHROMIUM = Path("/usr/bin/chromium")
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 

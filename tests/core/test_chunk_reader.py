@@ -27,27 +27,6 @@ def shard(case: Case) -> Path:
     return Path(case.image.store.root).parent / FIRST_SLAB
 
 
-@pytest.mark.parametrize("kind", ["image", "label"])
-def test_boxes_are_those_that_zarr_reads(case: Case, kind: str) -> None:
-    array = getattr(case, kind)
-    volume, rng = StoredVolume.of(array), np.random.default_rng(1)
-    padded = np.pad(array[...].T, 300, constant_values=7)
-    for _ in range(30):
-        start = tuple(int(n) for n in rng.integers(-60, 160, 3))
-        size = tuple(int(n) for n in rng.integers(1, 120, 3))
-        expected = padded[tuple(slice(300 + a, 300 + a + n) for a, n in zip(start, size, strict=True))]
-        for source in (volume, array[...]):
-            found = read_box(source, start, size, 7)
-            np.testing.assert_array_equal(found, expected)
-            assert (found.dtype, found.T.flags.c_contiguous) == (expected.dtype, True)
-
-
-def test_whole_volumes(case: Case) -> None:
-    volume = StoredVolume.of(case.image)
-    assert volume.nbytes == case.image.nbytes
-    np.testing.assert_array_equal(volume.read(), case.image[...].T)
-
-
 def test_no_file_stays_open(case: Case) -> None:
     volume = StoredVolume.of(case.image)
     before = open_files()

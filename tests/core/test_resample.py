@@ -94,23 +94,6 @@ def test_commutes_with_flips(spacing: tuple[float, float, float], flips: tuple[b
     )
 
 
-@given(spacings, st.tuples(*[st.booleans()] * 3), st.sampled_from(["linear", "cubic"]))
-@settings(max_examples=40, deadline=None)
-def test_the_stored_direction_changes_no_bit(
-    spacing: tuple[float, float, float], flips: tuple[bool, bool, bool], method: str
-) -> None:
-    """Planes as a file has them, from the top where z is flipped, give what the canonical ones give."""
-    turned = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-    order = slice(None, None, -1 if flips[2] else 1)
-    target = resampled_grid(SOURCE, spacing)
-    expected = whole(resample_image(planes(IMAGE), SOURCE, target, method=method))
-    ours = whole(resample_image(planes(IMAGE[turned]), SOURCE, target, flips, method))
-    np.testing.assert_array_equal(ours[:, :, order], expected)
-    label = blobs(SHAPE)
-    ours = whole(resample_label(planes(label[turned]), SOURCE, target, "vote", flips))
-    np.testing.assert_array_equal(ours[:, :, order], label_on(label, SOURCE, target))
-
-
 @pytest.mark.parametrize("method", ["vote", "nearest"])
 @pytest.mark.parametrize("finer", [(0.4, 0.45, 1.25), (0.27, 0.3, 0.8), (0.8, 0.3, 0.5)])
 def test_labels_there_and_back(method: str, finer: tuple[float, float, float]) -> None:
@@ -126,30 +109,6 @@ def test_labels_there_and_back(method: str, finer: tuple[float, float, float]) -
     core = (slice(1, -1),) * 3
     assert inside[core].mean() > 0.1
     np.testing.assert_array_equal(back[core][inside[core]], label[core][inside[core]])
-
-
-@given(spacings, st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
-def test_vote_is_the_largest_linear_weight(spacing: tuple[float, float, float], seed: int) -> None:
-    label = np.random.default_rng(seed).integers(0, 3, (6, 5, 4)).astype(np.uint8)
-    source = Grid(label.shape, AFFINE)
-    target = resampled_grid(source, spacing)
-    weights = np.ones((3, 1, 1, 1)) * np.eye(3)[label].transpose(3, 0, 1, 2)
-    for axis, found in enumerate(axis_maps(source, target)):
-        upper = np.minimum(found.lower + 1, label.shape[axis] - 1)
-        shape = [1] * 4
-        shape[axis + 1] = -1
-        w = found.weight.astype(float).reshape(shape)
-        weights = np.take(weights, found.lower, axis + 1) * (1 - w) + np.take(weights, upper, axis + 1) * w
-    voted = label_on(label, source, target)
-    best = weights.max(0)
-    assert np.all(np.take_along_axis(weights, voted[None].astype(int), 0)[0] >= best - 1e-5)
-    tied = np.abs(weights - best) < 1e-7
-    clear = np.sort(weights, 0)[-1] - np.sort(weights, 0)[-2] > 1e-5
-    assert np.all((voted == 2 - np.argmax(tied[::-1], 0)) | ~(clear | (tied.sum(0) > 1))), "ties go up"
-    nearest = label_on(label, source, target, "nearest")
-    picks = [f.lower + np.floor(f.weight + np.float32(0.5)).astype(int) for f in axis_maps(source, target)]
-    np.testing.assert_array_equal(nearest, label[np.ix_(*picks)])
 
 
 def test_vote_keeps_thin_tumours_that_nearest_may_lose() -> None:

@@ -14,7 +14,6 @@ from ome_zarr.reader import Reader
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.case_writer import slabs
-from liverseg_core.cases.chunk_reader import StoredVolume, read_box
 from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.cases.store import CHUNK, IMAGE, open_case, read_volume
 from liverseg_core.config import IngestConfig
@@ -86,27 +85,6 @@ def test_opened_case(stored: Artifact, volume: tuple[np.ndarray, np.ndarray]) ->
         np.testing.assert_array_equal(whole, expected)
         assert whole.flags.f_contiguous, "x is fastest"
     assert case.fingerprint == stored.facts["fingerprint"]
-
-
-@pytest.mark.parametrize(
-    ("start", "size"),
-    [
-        ((0, 0, 0), SHAPE),
-        ((60, 3, 60), (9, 9, 6)),
-        ((-5, -6, -7), (10, 10, 10)),
-        ((66, 35, 60), (20, 20, 20)),
-        ((-9, -9, -9), (99, 99, 99)),
-        ((70, 0, 0), (5, 5, 5)),
-        ((0, -9, 0), (5, 9, 5)),
-        ((5, 5, 5), (0, 3, 3)),
-    ],
-)
-def test_boxes(stored: Artifact, volume: tuple[np.ndarray, np.ndarray], start: tuple, size: tuple) -> None:
-    padded = np.pad(volume[0], 100, constant_values=-1024)
-    expected = padded[tuple(slice(100 + a, 100 + a + n) for a, n in zip(start, size, strict=True))]
-    np.testing.assert_array_equal(
-        read_box(StoredVolume.of(open_case(stored.path).image), start, size, -1024), expected
-    )
 
 
 def test_a_shard_holds_a_slab_and_empty_chunks_are_written(build: SimpleNamespace, tmp_path: Path) -> None:
@@ -189,27 +167,3 @@ def test_slabs(falling: bool) -> None:
     assert list(found) == ([CHUNK, 0] if falling else [0, CHUNK])
     np.testing.assert_array_equal(np.concatenate([found[0], found[CHUNK]]), planes)
     assert list(slabs([], 0)) == []
-
-
-def test_shards_are_what_zarr_would_write(stored: Artifact, tmp_path: Path) -> None:
-    """Chunk by chunk: zarr only puts them in another order."""
-    ours = zarr.open_group(stored.path / IMAGE, mode="r")["0"]
-    theirs = zarr.create_array(
-        tmp_path / "zarr",
-        data=ours[:],
-        chunks=ours.chunks,
-        shards=ours.shards,
-        compressors=ours.compressors,
-        config={"write_empty_chunks": True},
-    )
-
-    def chunks(folder: Path) -> list[bytes]:
-        found = []
-        for path in sorted(folder.glob("c/*/0/0")):
-            content, count = path.read_bytes(), 2
-            index = np.frombuffer(content[-16 * count - 4 : -4], "<u8").reshape(count, 2)
-            found += [content[at : at + size] for at, size in index.tolist()]
-        return found
-
-    assert theirs.metadata.to_dict()["codecs"] == ours.metadata.to_dict()["codecs"]
-    assert chunks(stored.path / IMAGE / "0") == chunks(tmp_path / "zarr")
