@@ -68,7 +68,8 @@ def start(warm: str, command_environment: dict[str, str], prefect_server: str) -
     Its flows run on the tests' Prefect server, unless `PREFECT_API_URL` says otherwise.
     """
     started: list[Process] = []
-    environment = command_environment | {"PREFECT_API_URL": prefect_server}
+    # It serves no pages: with a link to them no two reports would be the same.
+    environment = command_environment | {"PREFECT_API_URL": prefect_server, "PREFECT_UI_URL": ""}
 
     def call(*arguments: object, **changes: str) -> Process:
         process = start_command(warm, [str(one) for one in arguments], environment, changes)

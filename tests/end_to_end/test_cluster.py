@@ -214,7 +214,8 @@ def cluster(
         (folder / name).symlink_to(ROOT / name)
     (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
     chosen = {name: str(free_port()) for name in PORTS} | {"SWIFT_PORT": str(free_ports(4))}
-    environment = service_environment | chosen | {"DASK_WORKER_MEMORY": "1GB"}
+    quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}
+    environment = service_environment | chosen | quick | {"DASK_WORKER_MEMORY": "1GB"}
     first = f"make up LIVERSEG_SOURCE=s3://liverseg/incoming/ LIVERSEG_CONFIG={folder}/settings.yaml"
     try:
         typed(folder, environment, first)
@@ -278,6 +279,56 @@ def test_from_scans_on_s3_to_a_champion(cluster: Cluster, scans: Path) -> None:
     assert {artifact["type"] for artifact in shown} >= {"progress", "table", "markdown"}
 
 
+def kill_a_dask_worker(cluster: Cluster, store: str) -> None:
+    """In the middle of the ingest."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(key.endswith("/manifest.json") for key in cluster.keys(f"{store}/cases/")):
+        assert time.monotonic() < deadline
+    for process in cluster.tree("dask-worker:0"):
+        process.kill()
+
+
+def kill_mlflow(cluster: Cluster, store: str) -> None:
+    """While the training runs, for ten seconds and until it has started again."""
+    await_training(cluster, store)
+    for process in cluster.tree("mlflow"):
+        process.kill()
+    cluster.control("stop", "mlflow")
+    time.sleep(10)
+    cluster.control("start", "mlflow")
+
+
+def kill_the_prefect_worker(cluster: Cluster, store: str) -> None:
+    """And the flow that it runs, while it waits for the training."""
+    await_training(cluster, store)
+    for process in cluster.tree("cpu-worker"):
+        process.kill()
+
+
+def await_training(cluster: Cluster, store: str) -> None:
+    """Until a checkpoint of a training has been written."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not any("/.staging-" in key for key in cluster.keys(f"{store}/models/")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("kill", [kill_a_dask_worker, kill_mlflow, kill_the_prefect_worker])
+def test_what_is_killed_comes_back(
+    cluster: Cluster,
+    kill: Callable[[Cluster, str], None],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The same run ends Completed, in a store of its own, with the digests of the run that nobody disturbed."""
+    store = kill.__name__.replace("_", "-")
+    told = {"store": f"s3://liverseg/{store}", "overrides": [f"register.model={store}"]}
+    run = cluster.start(NAME, **told)
+    kill(cluster, store)
+    assert cluster.ended(run)["state_type"] == "COMPLETED", cluster.logs()
+    assert cluster.digests(store) == cluster.digests("store")
+    record_property("run_count", cluster.prefect(f"/flow_runs/{run}")["run_count"])
+
+
 def test_new_cases_are_retrained_on(cluster: Cluster, scans: Path) -> None:
     before = cluster.keys("store/cases/")
     bring(cluster, scans, 8)
@@ -303,7 +354,7 @@ def test_a_schedule_with_nothing_new(
     before, trainings = cluster.versions().keys(), len(cluster.runs("train"))
     known = {run["id"] for run in cluster.runs("retrain")}
     schedules = f"/deployments/{deployment['id']}/schedules"
-    (made,) = cluster.prefect(schedules, [{"schedule": {"interval": 40}, "active": True}])
+    (made,) = cluster.prefect(schedules, [{"schedule": {"interval": 20}, "active": True}])
     deadline = time.monotonic() + PATIENCE_S
     while not (fresh := [run for run in cluster.runs("retrain") if run["id"] not in known]):
         assert time.monotonic() < deadline
@@ -339,65 +390,6 @@ def test_a_champion_comes_back_as_it_was(cluster: Cluster) -> None:
     told = json.loads(cluster.run("liverseg", "models", "rollback", "--json"))
     assert cluster.champion() == 1
     assert told["differing_voxels"] == 0, "it predicts what was archived with it"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster) -> dict[str, Any]:
-    """The digests of a run that nobody disturbs, on the data as they are now."""
-    told = {"store": "s3://liverseg/calm", "overrides": ["register.model=calm"]}
-    assert cluster.ended(cluster.start(NAME, **told))["state_type"] == "COMPLETED", cluster.logs()
-    return cluster.digests("calm")
-
-
-def kill_a_dask_worker(cluster: Cluster, store: str) -> None:
-    """In the middle of the ingest."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(key.endswith("/manifest.json") for key in cluster.keys(f"{store}/cases/")):
-        assert time.monotonic() < deadline
-    for process in cluster.tree("dask-worker:0"):
-        process.kill()
-
-
-def kill_mlflow(cluster: Cluster, store: str) -> None:
-    """While the training runs, for half a minute."""
-    await_training(cluster, store)
-    for process in cluster.tree("mlflow"):
-        process.kill()
-    cluster.control("stop", "mlflow")
-    time.sleep(30)
-    cluster.control("start", "mlflow")
-
-
-def kill_the_prefect_worker(cluster: Cluster, store: str) -> None:
-    """And the flow that it runs, while it waits for the training."""
-    await_training(cluster, store)
-    for process in cluster.tree("cpu-worker"):
-        process.kill()
-
-
-def await_training(cluster: Cluster, store: str) -> None:
-    """Until a checkpoint of a training has been written."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not any("/.staging-" in key for key in cluster.keys(f"{store}/models/")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("kill", [kill_a_dask_worker, kill_mlflow, kill_the_prefect_worker])
-def test_what_is_killed_comes_back(
-    cluster: Cluster,
-    undisturbed: dict[str, Any],
-    kill: Callable[[Cluster, str], None],
-    record_property: Callable[[str, object], None],
-) -> None:
-    """The same run ends Completed, in a store of its own, with the same digests as without a kill."""
-    store = kill.__name__.replace("_", "-")
-    told = {"store": f"s3://liverseg/{store}", "overrides": [f"register.model={store}"]}
-    run = cluster.start(NAME, **told)
-    kill(cluster, store)
-    assert cluster.ended(run)["state_type"] == "COMPLETED", cluster.logs()
-    assert cluster.digests(store) == undisturbed
-    record_property("run_count", cluster.prefect(f"/flow_runs/{run}")["run_count"])
 
 
 def test_what_the_page_has_people_type(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,10 @@ def test_make_demo(
 
 
 @pytest.mark.whole
-def test_commands_of_use(tmp_path: Path) -> None:
+def test_commands_of_use(
+    liverseg: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     tar = tmp_path / "Task03_Liver.tar"
     write_phantom_tar(tar, PhantomSpec(cases=5, unlabelled=1, size=(48, 48, 32)))
     case = open_source(str(tar)).cases[0]
@@ -85,17 +89,9 @@ def test_commands_of_use(tmp_path: Path) -> None:
     commands = [line for line in shell_lines("README.md") if line.startswith("liverseg ")]
     assert len(commands) >= 7
     for command in commands:
-        done = subprocess.run(
-            shlex.split(command),
-            cwd=tmp_path,
-            env=environment(tmp_path) | QUICK,
-            capture_output=True,
-            text=True,
-            timeout=1200,
-            check=False,
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr, (command, done.stderr)
+        done = liverseg(*shlex.split(command)[1:], **QUICK)
+        assert done.code == 0, (command, done.out, done.err)
+        assert "Traceback" not in done.err, (command, done.err)
 
 
 def test_make_commands_exist() -> None:
