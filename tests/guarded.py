@@ -2,11 +2,13 @@
 
     python tests/guarded.py OWNER COMMAND [ARGUMENT ...]
 
-runs the command in a session of its own until it ends, this process is told to stop, or OWNER is gone.
+runs the command in a session of its own until it ends, this process is told to stop, or OWNER is gone; the
+folder that `REMOVED_AFTER` names is removed then.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,8 @@ def main() -> int:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
+    if folder := os.environ.get("REMOVED_AFTER"):
+        shutil.rmtree(folder, ignore_errors=True)
     return process.returncode
 
 

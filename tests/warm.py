@@ -50,7 +50,7 @@ def _load() -> dict[str, str]:
 
 
 def _serve(path: str) -> dict[str, Any]:
-    """Fork a child for each request; returns its request in the child, and never here."""
+    """Fork a child for each request; returns in the children alone, with what was asked of them."""
     wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
@@ -65,24 +65,22 @@ def _serve(path: str) -> dict[str, Any]:
                 if event.fileobj == wake:
                     os.read(wake, 4096)
                     _reap(running)
-                    continue
-                connection, _ = listener.accept()
-                request, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 2)
-                child = os.fork()
-                if child == 0:
-                    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else 0)
-                    signal.set_wakeup_fd(-1)
-                    for kept in running.values():
-                        kept.close()
-                    connection.close()
-                    os.close(wake)
-                    os.close(signalled)
-                    return {**json.loads(request), "files": files}
-                for file in files:
-                    os.close(file)
-                running[child] = connection
-                _tell(connection, child)
+                elif asked := _fork(listener.accept()[0], running):
+                    return asked
+
+
+def _fork(connection: socket.socket, running: dict[int, socket.socket]) -> dict[str, Any] | None:
+    request, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 2)
+    child = os.fork()
+    if child == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return {**json.loads(request), "files": files}
+    for file in files:
+        os.close(file)
+    running[child] = connection
+    _tell(connection, child)
+    return None
 
 
 def _reap(running: dict[int, socket.socket]) -> None:
@@ -118,7 +116,7 @@ def _become(script: str, request: dict[str, Any], loaded: dict[str, str]) -> Non
 
 
 def _end(code: int) -> NoReturn:
-    """As Python ends, but that nothing is taken apart: that takes half a second, for what the system frees."""
+    """As Python ends, but nothing is taken apart: that takes half a second, and the system frees it all."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -319,7 +319,7 @@ def test_what_is_killed_comes_back(
     kill: Callable[[Cluster, str], None],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The same run ends Completed, in a store of its own, with the digests of the run that nobody disturbed."""
+    """The same run ends Completed, in a store of its own, with the digests of the first, undisturbed run."""
     store = kill.__name__.replace("_", "-")
     told = {"store": f"s3://liverseg/{store}", "overrides": [f"register.model={store}"]}
     run = cluster.start(NAME, **told)
