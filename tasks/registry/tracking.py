@@ -23,6 +23,7 @@ from liverseg_core.config import Settings
 from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
+from tasks.registry.database import make_database, sqlite_path
 from tasks.registry.database_errors import driver_error, unwritable
 from tasks.registry.place import DATABASE, require_tracking
 
@@ -92,7 +93,8 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
 
     Raises:
         LiversegError: LS401 when the server does not answer or refuses, within about twelve seconds; LS214
-            when none is named and the store is no folder; LS203 and LS701 when that can't be written.
+            when none is named and the store is no folder; LS203 and LS701 when that can't be written; LS601
+            when another run takes too long to make the database.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     require_tracking(tracking_uri, store)
@@ -104,6 +106,8 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
         set_tracking_uri(uri)
     shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages
     with environment(IMPATIENT), service(shown):
+        if path := sqlite_path(str(uri)):
+            make_database(path)
         client = MlflowClient()
         found = client.get_experiment_by_name(experiment)
         if found is None:
