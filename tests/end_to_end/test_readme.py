@@ -105,7 +105,7 @@ def test_deployment_page_is_what_the_tests_type() -> None:
     typed = "".join(
         (ROOT / "tests" / name).read_text()
         for name in (
-            "conftest.py",
+            "servers.py",
             "end_to_end/test_deployment.py",
             "end_to_end/test_dask_cluster.py",
             "end_to_end/test_retrain.py",
