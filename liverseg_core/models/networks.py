@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from liverseg_core.arrays import Shape
-from liverseg_core.cases.store import CLASSES
+from liverseg_core.classes import CLASSES
 from liverseg_core.config import NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.models.ahnet import AHNet
