@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nibabel.orientations import aff2axcodes
-
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import INGEST
@@ -172,7 +170,7 @@ def _facts(
         "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
         "native_affine": header.affine.tolist(),
         "spacing_override_mm": case.spacing_mm and list(case.spacing_mm),
-        "orientation": "".join(aff2axcodes(header.affine)),
+        "orientation": target.orientation.code,
         "native_label": label,
         "flags": flags,
         "fingerprint": fingerprint.facts(),

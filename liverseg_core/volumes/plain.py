@@ -6,6 +6,7 @@ from jaxtyping import Float32, Int16, Shaped, UInt32
 Along = tuple[UInt32[np.ndarray, "2 n"], Float32[np.ndarray, " n"]]
 """The two voxels around each place along an axis, and the weight of the second."""
 Plane = Float32[np.ndarray, "y x"]
+Weight = np.float32 | Float32[np.ndarray, "..."]
 
 
 def linear_2d(plane: Shaped[np.ndarray, "y x"], along_x: Along, along_y: Along) -> Plane:
@@ -16,16 +17,17 @@ def linear_2d(plane: Shaped[np.ndarray, "y x"], along_x: Along, along_y: Along) 
     return blend(rows.take(lower, 1), rows.take(upper, 1), weight)
 
 
-def blend(lower: Plane, upper: Plane, weight: Float32[np.ndarray, "..."]) -> Plane:
+def blend(lower: Plane, upper: Plane, weight: Weight) -> Plane:
     """What lies between two planes, or lines, at a weight of the upper."""
-    mixed = upper - lower
+    mixed: Plane = upper - lower
     mixed *= weight
     mixed += lower
     return mixed
 
 
-def blend_to_int16(lower: Plane, upper: Plane, weight: np.float32) -> Int16[np.ndarray, "y x"]:
+def blend_to_int16(lower: Plane, upper: Plane, weight: Weight) -> Int16[np.ndarray, "y x"]:
     """`blend`, rounded."""
     mixed = blend(lower, upper, weight)
     mixed += np.float32(0.5)
-    return np.floor(mixed, out=mixed).astype(np.int16)
+    rounded: Int16[np.ndarray, "y x"] = np.floor(mixed, out=mixed).astype(np.int16)
+    return rounded
