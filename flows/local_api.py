@@ -235,6 +235,7 @@ def _server_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_PLUGINS_ENABLED": "false",
+        "PY_KEY_VALUE_DISABLE_BEARTYPE": "true",  # checks of types while it runs, made at its start
     }
 
 
