@@ -32,7 +32,7 @@ from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.location import open_store
 from liverseg_core.artifacts.produce import Store
 from liverseg_core.artifacts.stages import INGEST
-from liverseg_core.cases.ingest import case_recipe
+from liverseg_core.cases.case_record import case_recipe
 from liverseg_core.config import IngestConfig, StorageConfig
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 from liverseg_core.sources.source import CaseSource, open_source

@@ -5,11 +5,12 @@
 writes benchmarks/results/train_step.json. Without a GPU: one core, networks and patches of a size for that,
 fp32. With one: the recipes' own networks, patches and precision. With --full, without one: networks and
 patches of full size in fp32, since bf16 takes fifty times as long on CPUs without AVX-512. nnU-Net is
-installed into an environment of its own; MONAI's networks are lent to it from ours.
+installed into an environment of its own, which is handed our networks' files: they need torch alone.
 Each side has memory as its own training has it: ours keeps what a step frees.
 """
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -19,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import monai
 import psutil
 import torch
 from machine import describe
@@ -30,7 +30,6 @@ from flows.settings import load_settings
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.config import IngestConfig, TrainConfig
-from liverseg_core.models import resenc
 from liverseg_core.models.networks import build_network, network_class
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 from liverseg_core.sources.source import open_source
@@ -104,16 +103,9 @@ def ours(recipe: TrainConfig, request: dict[str, Any], cases: list[Path], folder
 
 def nnunet(recipe: TrainConfig, request: dict[str, Any], peers: Path, folder: Path) -> dict[str, float]:
     """nnU-Net's step on the same network."""
-    lent = folder / "lent"
-    lent.mkdir(exist_ok=True)
-    if not (lent / "monai").exists():
-        (lent / "monai").symlink_to(Path(monai.__file__).parent)
     kind, arguments = network_class(recipe.network)
     told = {
-        "lent": str(lent),
-        # a file of ours that needs torch alone, or a module of MONAI
-        "module": None if kind is resenc.ResEncUNet else kind.__module__,
-        "file": resenc.__file__,
+        "file": inspect.getfile(kind),
         "name": kind.__name__,
         "arguments": arguments,
         "patch_size": recipe.patch_size,

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
@@ -46,6 +47,14 @@ QUIET = {
 # An `ephemeral` app runs no scheduler, late runs, foreman and the like; these it would run, and one local
 # run has no use for them.
 SPARE_SERVICES = ("EVENT_PERSISTER", "EVENT_LOGGER", "TRIGGERS")
+LATE = (
+    "fastapi.encoders",
+    "prefect.artifacts",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
+)
+"""What Prefect imports here once a flow or a task starts: free while the server boots."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class LocalApi:
         """
         import httpx
 
+        for name in LATE:
+            import_module(name)
         deadline = time.monotonic() + BOOT_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             # The socket listens from the start, so one request simply waits until the server takes it.
@@ -224,6 +235,7 @@ def _server_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_PLUGINS_ENABLED": "false",
+        "PY_KEY_VALUE_DISABLE_BEARTYPE": "true",  # checks of types while it runs, made at its start
     }
 
 

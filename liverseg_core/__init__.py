@@ -2,7 +2,7 @@
 
 import os
 
-# MONAI imports mlflow where it is installed, and mlflow then reports usage to its makers. Not from here.
+# mlflow reports usage to its makers unless it is told not to before it is imported. Not from here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 # A thread that spins while it waits for another takes that other's core: on a busy machine training with two

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from liverseg_core.artifacts.artifact import Artifact, Facts
 from liverseg_core.artifacts.case_index import remember, stored_facts
 from liverseg_core.artifacts.stages import INGEST
+from liverseg_core.cases.case_record import CaseRecord, case_recipe, record
 from liverseg_core.cases.data_report import CaseRow, describe
-from liverseg_core.cases.ingest import CaseRecord, case_recipe, ingest_case, record
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.runners import Outcome
 from liverseg_core.sources.source import CaseSource, Source, open_source
@@ -107,6 +107,8 @@ def _find(context: Context, cases: Iterable[CaseSource]) -> dict[CaseSource, Cas
 
 
 def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord], list[dict[str, str]]]:
+    from liverseg_core.cases.ingest import ingest_case
+
     settings, cases = context.settings, list(todo)
     made: dict[str, Facts] = {}
     quarantined: list[dict[str, str]] = []

@@ -1,6 +1,6 @@
 """Split: the stored cases into training, validation and unlabelled."""
 
-from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.case_record import CaseRecord
 from liverseg_core.cases.split import split_cases
 from tasks.context import Context, Record
 from tasks.stage import stage_task

@@ -2,11 +2,10 @@
 
     python step_nnunet.py REQUEST
 
-REQUEST is JSON: `module` (found in the folder `lent`) or else `file` with the network's class `name`, its
-`arguments`, `patch_size`, `batch_size`, `steps`, `device`, `compile`. Prints one line of JSON.
+REQUEST is JSON: `file` with the network's class `name`, its `arguments`, `patch_size`, `batch_size`, `steps`,
+`device`, `compile`. Prints one line of JSON.
 """
 
-import importlib
 import json
 import sys
 import types
@@ -59,13 +58,9 @@ def main(request: dict[str, Any]) -> None:
 
 
 def build(request: dict[str, Any]) -> torch.nn.Module:
-    """The network, from a module, or from a file that needs torch alone."""
-    if request["module"]:
-        sys.path.append(request["lent"])
-        module = importlib.import_module(request["module"])
-    else:
-        module = types.ModuleType("network")
-        exec(Path(request["file"]).read_text(), module.__dict__)
+    """The network, from a file that needs torch alone."""
+    module = types.ModuleType("network")
+    exec(Path(request["file"]).read_text(), module.__dict__)
     network: torch.nn.Module = getattr(module, request["name"])(**request["arguments"])
     return network
 

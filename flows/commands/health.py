@@ -21,7 +21,7 @@ from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import git_commit
 from tasks.registry.place import require_tracking
 
-PACKAGES = ("dask", "mlflow", "monai", "numpy", "prefect", "torch", "torchio", "zarr")
+PACKAGES = ("dask", "mlflow", "numpy", "prefect", "torch", "torchio", "zarr")
 SAFE = {"fastapi": ((0, 139), (0, 151)), "sqlalchemy": ((2, 0), (2, 1))}
 """Outside these, Prefect's server fails without saying so."""
 LOW_DISK_GB = 5

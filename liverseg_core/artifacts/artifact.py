@@ -31,6 +31,8 @@ class Stage:
     version: int
     libraries: tuple[str, ...] = ()
     """Packages whose version decides the bytes, and so is part of the key."""
+    equals: tuple[tuple[str, str], ...] = ()
+    """Packages, and of which version, whose part our own code has taken bit for bit: in the key alike."""
     resumable: bool = False
     """Whether a killed `make` continues in what it left, or starts from an empty folder."""
 
@@ -46,7 +48,8 @@ class Recipe:
     @property
     def key(self) -> str:
         """First 32 hex digits of the SHA-256 of the canonical JSON of everything that decides the content."""
-        stage = [self.stage.name, self.stage.version, library_versions(self.stage.libraries)]
+        versions = {**dict(self.stage.equals), **library_versions(self.stage.libraries)}
+        stage = [self.stage.name, self.stage.version, versions]
         return digest_json([*stage, self.config, self.inputs])[:32]
 
 

@@ -2,12 +2,17 @@
 
 from liverseg_core.artifacts.artifact import Stage
 
-NETWORK_LIBRARIES = ("monai", "torch", "torchio")
+NETWORK_LIBRARIES = ("torch", "torchio")
+MONAI = (("monai", "1.6.1"),)
+"""Ours are its UNet and AHNet to the bit, and keys name it as when they were its own: what was trained then
+stays found."""
 
 INGEST = Stage("ingest", "cases", version=5, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
-TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, resumable=True)
-EVALUATE = Stage("evaluate", "evaluations", version=4, libraries=NETWORK_LIBRARIES, resumable=True)
+TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True)
+EVALUATE = Stage(
+    "evaluate", "evaluations", version=4, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
+)
 REGISTER = Stage("register", "registrations", version=2)
 REPORT = Stage("report", "reports", version=1)
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from liverseg_core.arrays import Positions
-from liverseg_core.cases.store import CHUNK, CLASSES, COLOURS, IMAGE, LABEL_NAME, POSITIONS
+from liverseg_core.cases.store import CHUNK, IMAGE, LABEL_NAME, POSITIONS
+from liverseg_core.classes import CLASSES, COLOURS
 from liverseg_core.volumes.geometry import Grid
 
 OME_VERSION = "0.5"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int16, Int64, UInt8
 
 from liverseg_core.arrays import Positions, Shape
-from liverseg_core.volumes.resample import N_CLASSES
+from liverseg_core.classes import N_CLASSES
 
 BODY_HU = -500
 PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)

@@ -1,15 +1,12 @@
 """One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nibabel.orientations import aff2axcodes
-
-from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe
+from liverseg_core.artifacts.artifact import Artifact, Facts
 from liverseg_core.artifacts.produce import Store, produce
-from liverseg_core.artifacts.stages import INGEST
+from liverseg_core.cases.case_record import case_recipe
 from liverseg_core.cases.case_writer import CaseWriter, slabs
 from liverseg_core.cases.fingerprint import Fingerprint
 from liverseg_core.cases.label_survey import LabelSurvey
@@ -25,41 +22,6 @@ from liverseg_core.volumes.nifti import Scan, as_classes, as_hu
 from liverseg_core.volumes.nifti_header import NiftiHeader
 from liverseg_core.volumes.planes import stored_planes
 from liverseg_core.volumes.resample import resample_image, resample_label
-
-
-@dataclass(frozen=True)
-class CaseRecord:
-    """What later stages need to know of a stored case."""
-
-    case: str
-    key: str
-    labelled: bool
-    tumour: bool
-    flagged: bool
-    content: str
-    """Equal for two cases of equal voxels."""
-
-
-def record(key: str, facts: Facts) -> CaseRecord:
-    """The record of a stored case."""
-    fingerprint = facts["fingerprint"]
-    return CaseRecord(
-        case=facts["case"],
-        key=key,
-        labelled=facts["labelled"],
-        tumour=fingerprint["voxels"][2] > 0,
-        flagged=bool(facts["flags"]),
-        content=fingerprint["content"],
-    )
-
-
-def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
-    """What decides a stored case: the scan's and label's content, a corrected spacing, the ingest section."""
-    label = case.label.digest if case.label else None
-    inputs: dict[str, Any] = {"case": case.case, "image": case.image.digest, "label": label}
-    if case.spacing_mm:  # in this case's key alone
-        inputs["spacing_mm"] = list(case.spacing_mm)
-    return Recipe(INGEST, config.canonical(), inputs)
 
 
 def ingest_case(
@@ -172,7 +134,7 @@ def _facts(
         "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
         "native_affine": header.affine.tolist(),
         "spacing_override_mm": case.spacing_mm and list(case.spacing_mm),
-        "orientation": "".join(aff2axcodes(header.affine)),
+        "orientation": target.orientation.code,
         "native_label": label,
         "flags": flags,
         "fingerprint": fingerprint.facts(),

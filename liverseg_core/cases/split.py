@@ -15,7 +15,7 @@ from typing import Any
 from liverseg_core.artifacts.artifact import Artifact, Recipe, digest_json
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import SPLIT
-from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.case_record import CaseRecord
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
 

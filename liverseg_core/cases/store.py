@@ -25,9 +25,6 @@ NATIVE_LABEL = "label.nii.gz"
 """The source's own label, byte for byte: evaluation needs no source."""
 CHUNK = 64
 LABEL_NAME = "anatomy"
-CLASSES = ("background", "liver", "tumour")
-COLOURS = {1: (164, 92, 219, 255), 2: (255, 221, 51, 255)}
-"""Liver purple, tumour yellow."""
 SMALL_FILE = 1 << 20
 """Files up to this size are checked whole when a case is opened: all that carry no checksum of their own."""
 

@@ -17,7 +17,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 
 from liverseg_core.arrays import Affine, Label
-from liverseg_core.cases.store import COLOURS
+from liverseg_core.classes import COLOURS
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import library_versions
 from liverseg_core.volumes.nifti import Scan, open_scan

@@ -14,7 +14,8 @@ from liverseg_core.durable import is_disk_full
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.geometry import Orientation
 from liverseg_core.volumes.inflate import PIECE
-from liverseg_core.volumes.nifti_header import NiftiHeader, header_kind
+from liverseg_core.volumes.nifti_fields import header_like
+from liverseg_core.volumes.nifti_header import NiftiHeader
 from liverseg_core.volumes.resample import ProbabilityPlane
 
 PutPlane = Callable[[int, Float32[np.ndarray, "c y x"]], None]
@@ -43,16 +44,10 @@ def native_volume(
     Yields:
         A function that takes a plane's z and its values (channel, y, x).
     """
-    header = header_kind(like.raw)(like.raw, check=False)
-    header.set_data_shape((*like.shape, channels) if channels > 1 else like.shape)
-    header.set_data_dtype(kind)
     one = np.float32(np.iinfo(kind).max)
-    header.set_slope_inter(1 / one, 0)
-    for field in {"descrip", "data_type", "db_name", "aux_file", "intent_name"} & set(header.keys()):
-        header[field] = b""
-    offset = header.sizeof_hdr + 4
-    header["vox_offset"] = offset
-    shape, dtype = (channels, *reversed(like.shape)), header.get_data_dtype()
+    sizes = (*like.shape, channels) if channels > 1 else like.shape
+    header, dtype = header_like(like.raw, sizes, kind, float(1 / one))
+    shape = (channels, *reversed(like.shape))
     plain = path.with_name(f"{path.name}.plain")
 
     def put(z: int, plane: Float32[np.ndarray, "c y x"]) -> None:
@@ -66,7 +61,7 @@ def native_volume(
             empty.truncate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         yield put
         with path.open("wb") as packed, igzip.IGzipFile("", "wb", fileobj=packed, mtime=0) as out:
-            out.write(header.binaryblock + bytes(4))
+            out.write(header)
             with plain.open("rb") as file:
                 shutil.copyfileobj(file, out, PIECE)
     finally:

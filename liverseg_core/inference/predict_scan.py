@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from liverseg_core.arrays import Label
-from liverseg_core.cases.store import CLASSES
 from liverseg_core.cases.target import Target, plan_target
+from liverseg_core.classes import CLASSES
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference.findings import findings
 from liverseg_core.inference.inference import load_model

@@ -5,24 +5,23 @@ added up in rows of equal z, upwards, and planes that no further row reaches are
 many planes as a window is deep are ever held, however long the scan is.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from liverseg_core.arrays import Image, Shape
+from liverseg_core.models.intensity import normalise
 
 Kind = Literal["gaussian", "hann", "constant"]
 Starts = tuple[int, ...]
 
-BLOCK = 32
-"""Voxels along each of two axes that are copied from one order to another at a time."""
 SIGMA = 0.125
 """Of the Gaussian, as a share of the window."""
 LEAST = 1e-3
@@ -113,7 +112,11 @@ class Sums:
         if not values.sum().isfinite():
             return None
         means = np.empty((depth, len(values), y, x), np.float32)
-        _scale(values.cpu().numpy(), share.cpu().numpy(), means)
+        found, weight = values.cpu().numpy(), share.cpu().numpy()
+        # Networks compute z-fastest, files are x-fastest: a row at a time, both orders stay in a cache, which
+        # is several times as fast as all at once.
+        for c, j in itertools.product(range(len(found)), range(y)):
+            means[:, c, j] = (found[c, :x, j] * weight[:x, j]).T
         return means
 
     def drop(self, depth: int) -> None:
@@ -152,34 +155,5 @@ def cut(
     image: Image, x: int, y: int, out: Float32[np.ndarray, "x y z"], window_hu: tuple[float, float]
 ) -> None:
     """Fill a window with what is at (x, y) of some planes, normalised as patches are in training."""
-    low, high = window_hu
-    box = image[x : x + out.shape[0], y : y + out.shape[1]]
-    _normalise(box, np.float32(low), np.float32(2 / (high - low)), out)
-
-
-# Volumes are x-fastest, as files are, and what networks compute is z-fastest. Copies from one to the other go
-# by blocks that fit in a cache, which makes them several times as fast as torch's and numpy's.
-
-
-@numba.njit(cache=True, nogil=True)
-def _normalise(box, low, scale, out):  # type: ignore[no-untyped-def]  # numba infers
-    nx, ny, nz = out.shape
-    for x0 in range(0, nx, BLOCK):
-        for y in range(ny):
-            for z0 in range(0, nz, BLOCK):
-                for x in range(x0, min(x0 + BLOCK, nx)):
-                    for z in range(z0, min(z0 + BLOCK, nz)):
-                        value = (np.float32(box[x, y, z]) - low) * scale - np.float32(1)
-                        out[x, y, z] = min(max(value, np.float32(-1)), np.float32(1))
-
-
-@numba.njit(cache=True, nogil=True)
-def _scale(values, share, out):  # type: ignore[no-untyped-def]
-    nz, classes, ny, nx = out.shape
-    for c in range(classes):
-        for x0 in range(0, nx, BLOCK):
-            for y in range(ny):
-                for z0 in range(0, nz, BLOCK):
-                    for z in range(z0, min(z0 + BLOCK, nz)):
-                        for x in range(x0, min(x0 + BLOCK, nx)):
-                            out[z, c, y, x] = values[c, x, y, z] * share[x, y, z]
+    for j in range(out.shape[1]):  # a row at a time, as in `take`
+        out[:, j] = normalise(image[x : x + out.shape[0], y + j], window_hu)

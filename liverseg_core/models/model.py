@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from liverseg_core.artifacts.artifact import load, verify
-from liverseg_core.cases.store import CLASSES
+from liverseg_core.classes import CLASSES
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError

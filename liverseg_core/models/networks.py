@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from monai.networks.nets import AHNet, UNet
 from torch import nn
 
 from liverseg_core.arrays import Shape
-from liverseg_core.cases.store import CLASSES
+from liverseg_core.classes import CLASSES
 from liverseg_core.config import NetworkConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.models.ahnet import AHNet
 from liverseg_core.models.resenc import ResEncUNet
+from liverseg_core.models.unet import UNet
 
 AHNET_BLOCKS = (3, 4, 6, 3)
 RESENC_BLOCKS = (1, 3, 4, 6)
@@ -42,24 +43,18 @@ def build_network(config: NetworkConfig, seed: int = 0) -> nn.Module:
 
 def network_class(config: NetworkConfig) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a network and its arguments."""
-    if config.name == "resenc":
-        levels = len(config.channels)
-        blocks = RESENC_BLOCKS[:levels] + RESENC_BLOCKS[-1:] * (levels - len(RESENC_BLOCKS))
-        given = config.blocks or blocks
-        return ResEncUNet, {
-            "classes": len(CLASSES), "channels": config.channels, "blocks": given, "norm": config.norm,
-        }  # fmt: skip
-    shared = {"spatial_dims": 3, "in_channels": 1, "out_channels": len(CLASSES)}
+    sizes: dict[str, Any] = {"classes": len(CLASSES)}
     if config.name == "ahnet":
-        layers, mode = config.blocks or AHNET_BLOCKS, config.upsample
-        return AHNet, {**shared, "layers": layers, "psp_block_num": config.psp_blocks, "upsample_mode": mode}
-    return UNet, {
-        **shared,
-        "channels": config.channels,
-        "strides": (2,) * (len(config.channels) - 1),
-        "num_res_units": config.residual_units,
-        "norm": config.norm,
-    }
+        blocks = config.blocks or AHNET_BLOCKS
+        return AHNet, {
+            **sizes, "blocks": blocks, "psp_blocks": config.psp_blocks, "upsample": config.upsample,
+        }  # fmt: skip
+    sizes |= {"channels": config.channels, "norm": config.norm}
+    if config.name == "unet":
+        return UNet, {**sizes, "residual_units": config.residual_units}
+    levels = len(config.channels)
+    blocks = RESENC_BLOCKS[:levels] + RESENC_BLOCKS[-1:] * (levels - len(RESENC_BLOCKS))
+    return ResEncUNet, {**sizes, "blocks": config.blocks or blocks}
 
 
 class Ensemble(nn.Module):

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from liverseg_core.arrays import Shape
+from liverseg_core.classes import N_CLASSES
 from liverseg_core.config import TrainConfig
 from liverseg_core.training.augment import change_intensities
 from liverseg_core.training.patch_dataset import Cut
 from liverseg_core.training.warp import Matrix, is_flip
-from liverseg_core.volumes.resample import N_CLASSES
 
 
 def augment_batch(cuts: Sequence[Cut], config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from liverseg_core.cases.store import CLASSES
+from liverseg_core.classes import CLASSES
 from liverseg_core.config import TrainConfig
 from liverseg_core.errors import LiversegError
 

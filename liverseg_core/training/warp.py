@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from liverseg_core.arrays import Shape
-from liverseg_core.volumes.resample import N_CLASSES
+from liverseg_core.classes import N_CLASSES
 
 Matrix = Float64[np.ndarray, "3 3"]
 """Voxel offsets from a patch's centre → voxel offsets from its box's centre."""

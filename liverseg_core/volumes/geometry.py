@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped
-from nibabel.orientations import io_orientation
 
 from liverseg_core.arrays import Affine, Shape, Spacing
 from liverseg_core.errors import LiversegError
@@ -68,6 +67,12 @@ class Orientation:
         x, y, z = (stored.shape[axis] for axis in self.axes)
         return Grid((x, y, z), stored.affine @ to_stored)
 
+    @property
+    def code(self) -> str:
+        """Where each stored axis points, such as LPS: left, posterior and superior."""
+        letters = ("LPI"[k] if flip else "RAS"[k] for k, flip in enumerate(self.flips))
+        return "".join(letter for _, letter in sorted(zip(self.axes, letters, strict=True)))
+
     def _slices(self) -> tuple[slice, slice, slice]:
         x, y, z = (slice(None, None, -1 if flip else 1) for flip in self.flips)
         return x, y, z
@@ -94,11 +99,17 @@ def corner_distance_mm(a: Grid, b: Grid) -> float:
 
 def canonical_orientation(affine: Affine) -> Orientation:
     """The permutation and flips that bring a volume with this affine nearest to RAS+."""
-    to_canonical = io_orientation(affine)  # row i: stored axis i → (canonical axis, sign)
-    axes = np.argsort(to_canonical[:, 0])
-    flips = to_canonical[axes, 1] < 0
-    x, y, z = (int(axis) for axis in axes)
-    fx, fy, fz = (bool(flip) for flip in flips)
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(cosines)
+    nearest = left @ right  # the rotation without shear; column i: where stored axis i points
+    axes, flips = [0, 0, 0], [False, False, False]
+    # the clearest first, and each canonical axis once, as nibabel decides
+    for stored in np.argsort(-(nearest**2).max(axis=0), kind="stable"):
+        canonical = int(np.abs(nearest[:, stored]).argmax())
+        axes[canonical], flips[canonical] = int(stored), bool(nearest[canonical, stored] < 0)
+        nearest[canonical] = 0
+    x, y, z = axes
+    fx, fy, fz = flips
     return Orientation((x, y, z), (fx, fy, fz))
 
 

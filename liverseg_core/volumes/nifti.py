@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from isal import igzip
 from jaxtyping import Shaped, UInt8
@@ -13,7 +12,8 @@ from jaxtyping import Shaped, UInt8
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.inflate import MAX_INFLATION, Inflated
-from liverseg_core.volumes.nifti_header import NiftiHeader, header_kind, parse_header
+from liverseg_core.volumes.nifti_fields import header_like
+from liverseg_core.volumes.nifti_header import NiftiHeader, parse_header
 
 HEADER_BYTES = 348
 NIFTI2_HEADER_BYTES = 540
@@ -177,14 +177,8 @@ def write_label(path: Path, label: Label, like: NiftiHeader) -> None:
 
     The bytes depend on the arguments alone: no time stamp, and no text of the source's.
     """
-    kind = header_kind(like.raw)
-    header = kind(like.raw, check=False)
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    for field in {"descrip", "data_type", "db_name", "aux_file", "intent_name"} & set(header.keys()):
-        header[field] = b""
-    image = nib.Nifti1Image if kind is nib.Nifti1Header else nib.Nifti2Image
-    path.write_bytes(igzip.compress(image(label, None, header).to_bytes(), mtime=0))
+    header, _ = header_like(like.raw, label.shape, np.uint8)
+    path.write_bytes(igzip.compress(header + label.tobytes("F"), mtime=0))
 
 
 def _is_nifti2(start: bytes) -> bool:

@@ -9,26 +9,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from liverseg_core.arrays import Affine, Shape, Spacing
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.geometry import MAX_VOXELS, Grid
+from liverseg_core.volumes.nifti_fields import LAYOUTS, OTHER_TYPES, TYPES, Layout, Raw, best_affine, qform
 
-DTYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
 SPACING_MM = (0.01, 100.0)
 MAX_EXTENSION = 1 << 26
 MAX_SHEAR = 0.01
@@ -89,48 +76,42 @@ def parse_header(raw: bytes, name: str) -> NiftiHeader:
     Raises:
         LiversegError: LS312 to LS316, as `decode`.
     """
-    fields = _checked_start(raw, name)
+    layout = _layout(raw, name)
+    fields, order = layout.fields(raw[: layout.size])
+    if bytes(fields["magic"])[:3] != layout.magic:
+        what = f"{name} has the magic of a header without voxels ({bytes(fields['magic'])[:3]!r})"
+        raise LiversegError("LS312", what, "single-file NIfTI", "Join .hdr and .img into one .nii.gz")
     shape = _shape(fields, name)
     code = int(fields["datatype"])
-    if code not in DTYPES:
-        what = f"{name}: voxel type {code} ({nib.nifti1.data_type_codes.label.get(code, 'unknown')})"
+    if code not in TYPES:
+        what = f"{name}: voxel type {code} ({OTHER_TYPES.get(code, 'unknown')})"
         raise LiversegError("LS316", what, "real integers or floats of 8 to 64 bits", "Convert the file")
-    dtype = np.dtype(fields.endianness + DTYPES[code])
+    dtype = np.dtype(order + TYPES[code])
     offset = float(fields["vox_offset"])
-    if not fields.sizeof_hdr <= offset <= fields.sizeof_hdr + MAX_EXTENSION:
+    if not layout.size <= offset <= layout.size + MAX_EXTENSION:
         what = f"{name}: voxels begin at byte {offset}"
         raise LiversegError("LS312", what, "an offset just behind the header", "Write the file again")
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
         slope, intercept = 1.0, 0.0  # the standard's own meaning of slope 0, and nibabel's of NaN
-    affine, flags = _affine(fields, name)
-    return NiftiHeader(shape, dtype, affine, int(offset), slope, intercept, flags, raw[: fields.sizeof_hdr])
+    affine, flags = _affine(fields, layout, name)
+    return NiftiHeader(shape, dtype, affine, int(offset), slope, intercept, flags, raw[: layout.size])
 
 
-def header_kind(raw: bytes) -> type[nib.Nifti1Header]:
-    """nibabel's class for a header of this length."""
-    kind: type[nib.Nifti1Header] = nib.Nifti2Header
-    return nib.Nifti1Header if len(raw) == nib.Nifti1Header.sizeof_hdr else kind
-
-
-def _checked_start(raw: bytes, name: str) -> nib.Nifti1Header:
-    """The header of a single-file NIfTI, whatever its version and byte order."""
+def _layout(raw: bytes, name: str) -> Layout:
+    """The version of a NIfTI header, in either byte order."""
     size = {raw[:4], raw[3::-1]} & {struct.pack("<i", 348), struct.pack("<i", 540)}
-    kind = nib.Nifti2Header if struct.pack("<i", 540) in size else nib.Nifti1Header
-    if not size or len(raw) < kind.sizeof_hdr:
+    layout = LAYOUTS[540 if struct.pack("<i", 540) in size else 348]
+    if not size or len(raw) < layout.size:
         looks = next((text for start, text in LOOKALIKES if raw.lstrip().startswith(start)), None)
         looks = "a DICOM file" if raw[128:132] == b"DICM" else looks or f"{len(raw)} bytes" * (len(raw) < 348)
         what = f"{name} is not NIfTI" + (f"; it seems to be {looks}" if looks else "")
         raise LiversegError("LS312", what, "a NIfTI-1 or NIfTI-2 file", "Replace the file")
-    header = kind(raw[: kind.sizeof_hdr], check=False)
-    if bytes(header["magic"])[:3] != kind.single_magic[:3]:
-        what = f"{name} has the magic of a header without voxels ({bytes(header['magic'])[:3]!r})"
-        raise LiversegError("LS312", what, "single-file NIfTI", "Join .hdr and .img into one .nii.gz")
-    return header
+    return layout
 
 
-def _shape(header: nib.Nifti1Header, name: str) -> Shape:
-    dim = [int(size) for size in header["dim"]]
+def _shape(fields: Raw, name: str) -> Shape:
+    dim = [int(size) for size in fields["dim"]]
     sizes = dim[1 : dim[0] + 1] if 1 <= dim[0] <= 7 else []
     if len(sizes) < 3 or min(sizes) < 1 or max(sizes[3:], default=1) > 1 or math.prod(sizes[:3]) > MAX_VOXELS:
         raise LiversegError(
@@ -142,18 +123,18 @@ def _shape(header: nib.Nifti1Header, name: str) -> Shape:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _affine(header: nib.Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...]]:
+def _affine(fields: Raw, layout: Layout, name: str) -> tuple[Affine, tuple[str, ...]]:
     try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (ValueError, HeaderDataError) as error:
+        affine = best_affine(fields, layout)
+    except ValueError as error:
         raise LiversegError("LS315", f"{name}: {error}", "a valid qform or sform", REMEDY_HEADER) from None
     if not np.isfinite(affine).all():
         raise LiversegError(
             "LS315", f"{name}: the affine has NaN or infinity", "finite numbers", REMEDY_HEADER
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if int(header["sform_code"]) <= 0:  # then the affine is made of these, and a sign would mirror it
-        spacing = spacing * np.sign(header["pixdim"][1:4])
+    if int(fields["sform_code"]) <= 0:  # then the affine is made of these, and a sign would mirror it
+        spacing = spacing * np.sign(fields["pixdim"][1:4])
     if not np.all((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])):
         allowed = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
         raise LiversegError("LS314", f"{name}: spacing {spacing} mm", allowed, REMEDY_HEADER)
@@ -163,19 +144,19 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...
         raise LiversegError(
             "LS315", what, "perpendicular axes", "Resample the scan onto a rectangular grid first"
         )
-    return affine, tuple(_flags(header, affine))
+    return affine, tuple(_flags(fields, layout, affine))
 
 
-def _flags(header: nib.Nifti1Header, affine: Affine) -> Iterator[str]:
-    sform, qform = int(header["sform_code"]), int(header["qform_code"])
-    if sform <= 0 and qform <= 0:
+def _flags(fields: Raw, layout: Layout, affine: Affine) -> Iterator[str]:
+    sform, quaternion = int(fields["sform_code"]), int(fields["qform_code"])
+    if sform <= 0 and quaternion <= 0:
         yield "no-orientation"
     if np.array_equal(affine[:3, :3], np.eye(3)):
         yield "identity-affine"
-    if sform > 0 and qform > 0:
+    if sform > 0 and quaternion > 0:
         try:
-            agrees = np.allclose(header.get_qform(), affine, atol=0.01)
-        except (ValueError, HeaderDataError):
+            agrees = np.allclose(qform(fields, layout), affine, atol=0.01)
+        except ValueError:
             agrees = False
         if not agrees:
             yield "qform-disagrees"

@@ -58,7 +58,7 @@ SIGNATURE = ModelSignature(
     ]),
 )  # fmt: skip
 EXAMPLE = dict(zip(("image", "affine"), (part.tolist() for part in example_scan()), strict=True))
-REQUIREMENTS = ("connected-components-3d", "mlflow", "monai", "nibabel", "numpy", "torch", "torchio")
+REQUIREMENTS = ("connected-components-3d", "mlflow", "nibabel", "numpy", "torch", "torchio")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _tags(client: MlflowClient, request: Registration) -> dict[str, str]:
         group: {part: request.summary[group]["policies"]["nan"][part] for part in ("mean", "sd", "n")}
         for group in DICE
     }
-    libraries = library_versions(("torch", "monai", "torchio"))
+    libraries = library_versions(("torch", "torchio"))
     cases = json.loads((request.evaluation / "metrics.json").read_text())["cases"]
     seen, origin = with_ancestors(client, request.config.model, request.seen, request.started_from)
     return {

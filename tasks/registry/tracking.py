@@ -60,7 +60,7 @@ __all__ = [
     "set_model",
 ]
 
-# MONAI imports MLflow as well, maybe before the lines above had said how.
+# It may have been imported before the lines above had said how, as by MLflow's own server of models.
 set_telemetry_client()
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 # It prints a traceback of each error that it raises as well.

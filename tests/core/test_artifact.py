@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 from store_contract import PLAIN, make, recipe
 
+from liverseg_core.artifacts import artifact
 from liverseg_core.artifacts.artifact import Recipe, Stage, load, verify
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.produce import produce
+from liverseg_core.artifacts.stages import EVALUATE, TRAIN
 from liverseg_core.errors import LiversegError
 from liverseg_core.provenance import library_versions
 
@@ -34,6 +36,20 @@ def test_key_changes_with_everything_that_decides_the_content() -> None:
     assert len(keys) == 9
     assert recipe(a=1, b=2).key == recipe(b=2, a=1).key
     assert recipe(Stage("plain", "elsewhere", version=1, resumable=True)).key == recipe().key
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [(TRAIN, "a007ffac644ac1821bdf9adaffcbb388"), (EVALUATE, "2ede7b5badc400a2ef2702262b7d442c")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_was_trained_in_monais_networks_keeps_its_key(
+    stage: Stage, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of commit 0518d80, the last with networks of MONAI, under the libraries that it ran with."""
+    then = {"torch": "2.13.0", "torchio": "1.2.1"}
+    monkeypatch.setattr(artifact, "library_versions", lambda names: {name: then[name] for name in names})
+    assert Recipe(stage, {"seed": 0}, {"data": "d" * 32}).key == key
 
 
 def test_a_damaged_manifest_is_named(build: SimpleNamespace, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.case_record import CaseRecord
 from liverseg_core.cases.split import draw_folds, split_cases
 from liverseg_core.config import IngestConfig, NetworkConfig, SplitConfig
 from liverseg_core.models.ensemble import combine

@@ -16,7 +16,8 @@ from isal import igzip
 
 from liverseg_core.artifacts.artifact import Artifact
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import case_recipe, ingest_case, record
+from liverseg_core.cases.case_record import case_recipe, record
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.cases.scans import _kept, open_scans
 from liverseg_core.cases.store import open_case, read_volume
 from liverseg_core.cases.target import image_planes, label_planes, plan_target

@@ -1,10 +1,14 @@
-"""Networks: shapes, seeds, deep supervision, and the patch sizes that each can take."""
+"""Networks: shapes, seeds, MONAI's bits, deep supervision, and the patch sizes that each can take."""
 
 import itertools
+from collections.abc import Sequence
 
+import monai.networks.nets
 import pytest
 import torch
+from torch import nn
 
+from flows.settings import load_settings
 from liverseg_core.config import NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.models.networks import build_network, check_patch_size
@@ -26,6 +30,75 @@ def test_logits_have_the_patchs_shape_and_the_seed_decides(name: str) -> None:
         assert first(x).shape == (1, 3, 32, 32, 32)
         assert torch.equal(first(x), second(x))
         assert not torch.equal(first(x), other(x))
+
+
+def monais(config: NetworkConfig, seed: int) -> nn.Module:
+    """MONAI's network of these settings, with the weights that it gives it."""
+    torch.manual_seed(seed)
+    sizes = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}
+    if config.name == "ahnet":
+        layers, mode = config.blocks or (3, 4, 6, 3), config.upsample
+        return monai.networks.nets.AHNet(layers, **sizes, psp_block_num=config.psp_blocks, upsample_mode=mode)
+    return monai.networks.nets.UNet(
+        **sizes,
+        channels=config.channels,
+        strides=(2,) * (len(config.channels) - 1),
+        num_res_units=config.residual_units,
+        norm=config.norm,
+    )
+
+
+UNETS = [
+    NetworkConfig(channels=channels, residual_units=units, norm=norm)
+    for channels, units, norm in itertools.product(
+        ((4, 8), (4, 8, 8), (8, 4, 12, 16)), (0, 1, 2, 3), ("instance", "batch")
+    )
+]
+AHNETS = [
+    NetworkConfig(name="ahnet", blocks=blocks, psp_blocks=psp, upsample=mode)
+    for blocks, psp, mode in (
+        ((1, 1, 1, 1), 0, "trilinear"),
+        ((1, 1, 1, 1), 1, "nearest"),
+        ((1, 1, 1, 1), 2, "trilinear"),
+        ((1, 1, 1, 1), 2, "transpose"),
+        ((2, 1, 3, 2), 1, "transpose"),
+    )
+]
+
+
+def of_a_step(network: nn.Module, x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Logits in training, every gradient, what the norms have learned, and logits afterwards."""
+    logits = network(x)
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).mean().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(gradients) == len(list(network.parameters()))
+    with torch.inference_mode():
+        return [logits.detach(), *gradients, *network.buffers(), network.eval()(x)]
+
+
+@pytest.mark.parametrize("config", [*UNETS, *AHNETS], ids=lambda c: "-".join(map(str, dict(c).values())))
+def test_unet_and_ahnet_are_monais_to_the_bit(config: NetworkConfig) -> None:
+    """So the models, the checkpoints and the keys of trainings in MONAI's classes stay what they are."""
+    network, expected = build_network(config, 5), monais(config, 5)
+    ours, theirs = network.state_dict(), expected.state_dict()
+    assert list(ours) == list(theirs), "the optimiser's state goes by this order"
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    x = torch.randn(2, 1, *((32, 32, 32) if config.name == "ahnet" else (16, 8, 24)))
+    pairs = zip(of_a_step(network, x), of_a_step(expected, x), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+WHOLE = [
+    *(load_settings(name, environment={}).train.network for name in ("phantom", "unet")),
+    *(NetworkConfig(name="ahnet", psp_blocks=4, upsample=mode) for mode in ("transpose", "trilinear")),
+]
+
+
+@pytest.mark.parametrize("config", WHOLE, ids=("phantom", "unet", "ahnet", "ahnet-trilinear"))
+def test_whole_networks_begin_with_monais_weights(config: NetworkConfig) -> None:
+    ours, theirs = build_network(config, 0).state_dict(), monais(config, 0).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_deep_supervision_gives_halves_in_training_only() -> None:

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_core.errors import LiversegError
-from liverseg_core.volumes.geometry import resampled_grid
+from liverseg_core.volumes.geometry import canonical_orientation, resampled_grid
 from liverseg_core.volumes.nifti import as_hu, as_label, decode, open_scan, write_label
+from liverseg_core.volumes.nifti_fields import header_like
+from liverseg_core.volumes.nifti_header import parse_header
 
 SHAPE = (5, 4, 3)
 DATA = np.arange(60, dtype=np.int16).reshape(SHAPE)
@@ -286,6 +288,39 @@ def test_real_files_decode_as_nibabel_does_or_are_refused(real_data: Path) -> No
     assert refused["complex.nii.gz"] == refused["rgb_3D.nii"] == "LS316"
     assert refused["5D_zeros.nii.gz"] == refused["example4d.nii.gz"] == "LS313"
     assert refused["not-nifti.nii"] == "LS312"
+
+
+@given(
+    st.sampled_from([nib.Nifti1Header, nib.Nifti2Header]),
+    st.sampled_from("<>"),
+    st.sampled_from(["sform", "qform", "none"]),
+    st.integers(0, 999),
+)
+@settings(max_examples=100, deadline=None)
+def test_affine_orientation_and_written_header_are_nibabels(
+    kind: type[nib.Nifti1Header], order: str, form: str, seed: int
+) -> None:
+    """At any angle, to the bit: nibabel is what we leave at home."""
+    rng = np.random.default_rng(seed)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    matrix = np.diag([0, 0, 0, 1.0])
+    matrix[:3, :3], matrix[:3, 3] = turn * rng.uniform(0.3, 5, 3), rng.uniform(-300, 300, 3)
+    header = kind()
+    header.set_data_shape(SHAPE)
+    header.set_zooms(np.linalg.norm(matrix[:3, :3], axis=0))
+    header.set_data_dtype(np.int16)
+    header["vox_offset"], header["magic"] = header.single_vox_offset, header.single_magic
+    if form != "none":
+        getattr(header, f"set_{form}")(matrix, 1)
+    header = header.as_byteswapped(order)
+    ours = parse_header(header.binaryblock, "x")
+    np.testing.assert_array_equal(ours.affine, header.get_best_affine())
+    assert canonical_orientation(ours.affine).code == "".join(nib.aff2axcodes(ours.affine))
+    label = (DATA % 3).astype(np.uint8)
+    header.set_data_dtype(np.uint8)
+    image = nib.Nifti2Image if kind is nib.Nifti2Header else nib.Nifti1Image
+    written, stored = header_like(ours.raw, SHAPE, np.uint8)
+    assert written + label.astype(stored).tobytes("F") == image(label, None, header).to_bytes()
 
 
 @pytest.mark.parametrize("form", ["sform", "qform", "none", "nifti-2", "big-endian", "extension", "scaled"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from liverseg_core.cases.ingest import case_recipe
+from liverseg_core.cases.case_record import case_recipe
 from liverseg_core.config import IngestConfig, RemoteConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.sources import http_ranges, index_cache, remote, source

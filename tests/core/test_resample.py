@@ -9,6 +9,7 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liverseg_core.volumes import compiled, plain
 from liverseg_core.volumes.geometry import Grid, axis_maps, canonical_orientation, resampled_grid
 from liverseg_core.volumes.resample import resample_image, resample_label, resample_probabilities
 
@@ -220,3 +221,32 @@ def test_cubic_is_nearer_to_a_smooth_truth_than_linear() -> None:
         for method in ("linear", "cubic")
     )
     assert cubic < linear / 2
+
+
+@given(
+    st.tuples(*[st.integers(1, 40)] * 2),
+    st.tuples(*[st.integers(1, 40)] * 2),
+    st.sampled_from(["i2", "u1", "f4", "f8"]),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_numpys_loops_are_the_compiled_ones_to_the_bit(
+    stored: tuple[int, int], wanted: tuple[int, int], dtype: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    low, high = (0, 255) if dtype == "u1" else (-32768, 32767)
+    lower, upper = (rng.uniform(low, high, stored).astype(dtype) for _ in range(2))
+    along = []
+    for n, places in zip(stored, wanted, strict=True):
+        first = rng.integers(0, n, places)
+        taps = np.array([first, np.minimum(first + 1, n - 1)], np.uint32)
+        along.append((taps, rng.random(places, np.float32)))
+    along_y, along_x = along
+    weight = np.float32(rng.random())
+    pairs = []
+    for loops in (plain, compiled):
+        planes_ = [loops.linear_2d(plane, along_x, along_y) for plane in (lower, upper)]
+        pairs.append([*planes_, loops.blend(*planes_, weight), loops.blend_to_int16(*planes_, weight)])
+    for ours, theirs in zip(*pairs, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

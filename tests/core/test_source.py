@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from liverseg_core.cases.ingest import case_recipe
+from liverseg_core.cases.case_record import case_recipe
 from liverseg_core.config import IngestConfig
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 from liverseg_core.sources.source import Source, open_source

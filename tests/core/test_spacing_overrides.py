@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from liverseg_core.artifacts.local_store import LocalStore
+from liverseg_core.cases.case_record import case_recipe, record
 from liverseg_core.cases.data_report import describe
-from liverseg_core.cases.ingest import case_recipe, ingest_case, record
+from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.cases.store import open_case
 from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig

@@ -10,7 +10,7 @@ import pytest
 
 from liverseg_core.artifacts.artifact import Artifact
 from liverseg_core.artifacts.local_store import LocalStore
-from liverseg_core.cases.ingest import CaseRecord
+from liverseg_core.cases.case_record import CaseRecord
 from liverseg_core.cases.split import draw_validation, split_cases
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError

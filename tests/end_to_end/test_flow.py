@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 Run = Callable[..., Any]
 STAGES = ("ingest", "split", "train", "evaluate", "register", "report")
-HEAVY = {"torch", "mlflow", "distributed", "torchio", "monai", "matplotlib", "av"}
+HEAVY = {"torch", "mlflow", "distributed", "torchio", "numba", "zarr", "nibabel", "matplotlib", "av"}
 LINE = re.compile(r"(?P<stage>\w+) +\d+\.\d s  (?P<cached>Cached  )?\S.*")
 DRIVER = """
 import atexit, json, os, sys

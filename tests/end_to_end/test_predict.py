@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,14 @@ from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
 from liverseg_core.models.model import INFERENCE, ModelSpec, save_model
 from liverseg_core.models.networks import build_network
 
+SPARED = {"nibabel", "pydicom", "numba", "zarr", "mlflow", "prefect", "distributed", "torchio", "matplotlib"}
+"""Libraries that a small scan needs none of; each takes a good part of a second or of 100 MB."""
+DRIVER = """
+import atexit, sys
+from flows.cli import main
+atexit.register(lambda: print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr))
+main()
+"""
 KEYS = {"image", "label", "liver_ml", "tumour_ml", "burden", "lesions", "largest_diameter_mm"}
 
 
@@ -114,6 +124,22 @@ def test_a_folder_of_scans_of_which_one_is_broken(
     assert plain["burden"] == pytest.approx(plain["tumour_ml"] / plain["liver_ml"])
     assert plain["lesions"] >= 1
     assert 1 < plain["largest_diameter_mm"] < math.dist((0, 0), (40 * 1.5, 36 * 1.2))
+
+
+@pytest.mark.parametrize("verb", ["predict", "score"])
+def test_a_small_scan_imports_nothing_that_it_does_not_need(
+    verb: str, model: Path, scans: Path, tmp_path: Path, command_environment: dict[str, str]
+) -> None:
+    """No time is measured, but what takes it."""
+    scan, label = scans / "plain.nii.gz", tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(np.eye(9, dtype=np.uint8)[:, :, None], np.eye(4)), label)
+    asked = {"predict": (scan, "--model", model, "-o", tmp_path / "out.nii.gz"), "score": (label, label)}
+    command = [sys.executable, "-P", "-c", DRIVER, verb, *map(str, asked[verb])]
+    done = subprocess.run(command, env=command_environment, capture_output=True, text=True, check=True)
+    imported = set(done.stderr.splitlines()[-1].split())
+    assert {"flows", "numpy"} <= imported
+    assert not imported & SPARED
+    assert ("torch" in imported) == (verb == "predict")
 
 
 @pytest.mark.whole
