@@ -27,7 +27,8 @@ MODULES = """
     liverseg_core.artifacts.s3_store liverseg_core.cases.ingest liverseg_core.cases.verify
     liverseg_core.evaluation.evaluate liverseg_core.evaluation.score liverseg_core.inference.predict_scan
     liverseg_core.models.ensemble liverseg_core.phantom.dataset liverseg_core.report.report
-    liverseg_core.sources.source liverseg_core.training.queue_loader liverseg_core.training.train
+    liverseg_core.sources.source liverseg_core.volumes.compiled
+    liverseg_core.training.queue_loader liverseg_core.training.train
     tasks.registry.champion tasks.registry.metric_log tasks.registry.publish tasks.registry.version_scores
     av distributed.deploy.local matplotlib.pyplot mlflow.sklearn.utils mlflow.store.tracking.sqlalchemy_store
     nibabel numba prefect.artifacts prefect.runtime s3fs scipy.ndimage torch._dynamo torchio zarr
