@@ -9,6 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from liverseg_core.arrays import Label
 from liverseg_core.cases.target import plan_target
@@ -17,7 +19,6 @@ from liverseg_core.inference.findings import findings
 from liverseg_core.inference.predict import segment
 from liverseg_core.models.model import WEIGHTS, Model, load_model
 from liverseg_core.volumes.nifti import Volume, decode, read_nifti, write_label
-from tasks.registry.tracking import PythonModel, set_model
 
 FORMS = ("array", "nifti", "none")
 

@@ -44,12 +44,9 @@ for _name, _value in {
 from mlflow import MlflowClient, set_tracking_uri  # noqa: E402
 from mlflow.entities import Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import set_model  # noqa: E402
-from mlflow.pyfunc import PythonModel  # noqa: E402
 from mlflow.telemetry import set_telemetry_client  # noqa: E402
 
 __all__ = [
-    "PythonModel",
     "Tracking",
     "connect",
     "connect_patiently",
@@ -57,7 +54,6 @@ __all__ = [
     "finish_run",
     "log_report",
     "open_run",
-    "set_model",
 ]
 
 # It may have been imported before the lines above had said how, as by MLflow's own server of models.
