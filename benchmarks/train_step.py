@@ -1,12 +1,13 @@
 """What a training step costs, recipe by recipe, against nnU-Net's on the same network, patch and batch.
 
-    python benchmarks/train_step.py [--steps N] [--peers FOLDER] [--full]
+    python benchmarks/train_step.py [--steps N] [--peers FOLDER] [--full | --memory]
 
 writes benchmarks/results/train_step.json. Without a GPU: one core, networks and patches of a size for that,
 fp32. With one: the recipes' own networks, patches and precision. With --full, without one: networks and
 patches of full size in fp32, since bf16 takes fifty times as long on CPUs without AVX-512. nnU-Net is
 installed into an environment of its own, which is handed our networks' files: they need torch alone.
-Each side has memory as its own training has it: ours keeps what a step frees.
+Each side has memory as its own training has it: ours keeps what a step frees. --memory compares that, in
+turns and on one core, with arrays above 32 MB given back each time, as glibc does unless it may map none.
 """
 
 import argparse
@@ -47,6 +48,14 @@ NNUNET = {
     "ema": None,
 }  # fmt: skip
 """What its trainer does in a step, for a comparison of the same work."""
+LARGE: dict[str, list[str]] = {
+    "phantom": [],
+    "unet": [],
+    "ahnet": [],
+    "resenc": ["train.patch_size=[96, 96, 96]", "train.network.channels=[16, 32, 64, 128]",
+               "train.network.blocks=null", "train.precision=fp32"],
+}  # fmt: skip
+"""Of a size for a CPU, and with arrays above 32 MB where the recipe has any."""
 LOOP_STEPS = 6
 FITS_SHARE = 0.7
 """What --full may take of the memory that is free, where there is no GPU."""
@@ -59,7 +68,13 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path("~/.cache/liverseg/peers").expanduser())
     parser.add_argument("--full", action="store_true", help="full size without a GPU, where it fits; no peer")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides, on a GPU")
+    parser.add_argument(
+        "--memory", action="store_true", help="with freed memory kept and given back, no peer"
+    )
     options = parser.parse_args()
+    if options.memory:
+        compare_memory(options.steps)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     alone = options.full and device == "cpu"
     peak = matrix_flops(device)
@@ -92,6 +107,31 @@ def main() -> None:
     path = RESULT.with_name("train_step_full.json") if alone else RESULT
     text = json.dumps({"machine": machine, "recipes": recipes}, indent=1)
     path.write_text(text + "\n")
+    print(text)
+
+
+def compare_memory(steps: int) -> None:
+    """Our steps with large arrays given back and with them kept, in turns: the better of two runs of each."""
+    recipes: dict[str, Any] = {}
+    machine = describe() | device_of("cpu")
+    for name, changes in LARGE.items():
+        settings = load_settings(name, changes, {})
+        channels_last = settings.compute.channels_last
+        request = {"device": "cpu", "steps": steps, "compile": False, "channels_last": channels_last}
+        runs: dict[str, list[dict[str, float]]] = {"mapped": [], "kept": []}
+        with tempfile.TemporaryDirectory(prefix="liverseg-step-") as folder:
+            for way in ("mapped", "kept", "kept", "mapped"):
+                told = request | {"mapped": way == "mapped"}
+                runs[way].append(ours(settings.train, told, [], Path(folder)))
+        best = {
+            way: {k: (max if k == "peak_mb" else min)(run[k] for run in both) for k in both[0]}
+            for way, both in runs.items()
+        }
+        shares = {k: round(best["kept"][k] / value, 3) for k, value in best["mapped"].items()}
+        recipes[name] = size_of(settings.train) | best | {"kept_over_mapped": shares}
+        print(name, json.dumps(recipes[name]), file=sys.stderr)
+    text = json.dumps({"machine": machine, "recipes": recipes}, indent=1)
+    RESULT.with_name("train_step_memory.json").write_text(text + "\n")
     print(text)
 
 

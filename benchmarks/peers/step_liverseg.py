@@ -3,9 +3,11 @@
     python step_liverseg.py REQUEST
 
 REQUEST is JSON: `train` with a recipe's section, `steps`, `device`, `compile`, `channels_last`, `cases` with
-folders of stored cases, and `loop_steps`. Prints one line of JSON.
+folders of stored cases, and `loop_steps`; with `mapped`, arrays above 32 MB are given back each time. Prints
+one line of JSON.
 """
 
+import ctypes
 import itertools
 import json
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from step_meter import measure
 
-from liverseg_core.allocator import memory_kept
+from liverseg_core.allocator import _MMAP_MAX, _USUAL_MAPS, memory_kept
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.training import train as loop
 from liverseg_core.training.distributed_training import World
@@ -35,13 +37,13 @@ def main(request: dict[str, Any]) -> None:
     cases = [Path(case) for case in request["cases"]]
     job = TrainJob(cases, config, IngestConfig(), compute, "benchmark")
     device = torch.device(request["device"])
-    found = one_step(job, device, request["steps"])
+    found = one_step(job, device, request["steps"], request.get("mapped", False))
     if cases:
         found |= whole_loop(job, request["loop_steps"])
     print(json.dumps(found))
 
 
-def one_step(job: TrainJob, device: torch.device, steps: int) -> dict[str, float]:
+def one_step(job: TrainJob, device: torch.device, steps: int, mapped: bool) -> dict[str, float]:
     """A step on a batch that is there already."""
     config = job.config
     state = begin(job, Path("none"), device, first=True)
@@ -52,6 +54,8 @@ def one_step(job: TrainJob, device: torch.device, steps: int) -> dict[str, float
     label = torch.randint(0, 3, (share, *config.patch_size), dtype=torch.uint8)
     batches = itertools.repeat((torch.randn(share, 1, *config.patch_size), label))
     with repeatable(device.type == "cpu"), memory_kept():
+        if mapped:
+            ctypes.CDLL(None).mallopt(_MMAP_MAX, _USUAL_MAPS)
         return measure(lambda: loop._step(run, state, forward, loss_of, batches), steps, device)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from liverseg_core.allocator import memory_kept
 from liverseg_core.arrays import Label
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
@@ -30,6 +31,7 @@ WORTHS = "rules.json"
 Progress = Callable[[int, int], None]
 
 
+@memory_kept()
 def evaluate(
     model: Model, cases: Mapping[str, Path], config: EvaluateConfig, folder: Path, progress: Progress
 ) -> Facts:

@@ -21,6 +21,10 @@ from liverseg_core.volumes.resample import ProbabilityPlane
 __all__ = ["load_model", "predict_planes", "predict_probabilities"]
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PAIR = 2
+"""Windows that a CPU predicts at once where it may take more, or three rather than leave one over. A fourth
+costs memory and saves no time; one alone is computed in another way, with other last bits, and threads share
+it badly."""
 MIRRORED = {"x": 2, "y": 3, "z": 4}
 """Axes of a batch of windows."""
 
@@ -92,14 +96,25 @@ def _add_row(
             sums.add_background(x, y)
         else:
             waiting.append((x, y))
-    windows = torch.empty(min(settings.batch_size, len(waiting)), 1, *model.spec.patch_size)
-    # Batches of nearly one size: a window left over costs a CPU up to three times one of a batch.
-    for batch in np.array_split(waiting, -(-len(waiting) // settings.batch_size)) if waiting else []:
+    batches = _batches(waiting, settings.batch_size, model.device)
+    windows = torch.empty(max(map(len, batches), default=0), 1, *model.spec.patch_size)
+    for batch in batches:
         for window, (x, y) in zip(windows, batch, strict=False):
             cut(planes, x, y, window[0].numpy(), model.spec.window_hu)
         found = _predict(model, windows[: len(batch)], settings)
         for (x, y), probabilities in zip(batch, found, strict=True):
             sums.add(x, y, probabilities)
+
+
+def _batches(
+    places: Sequence[tuple[int, int]], batch_size: int, device: torch.device
+) -> list[Sequence[tuple[int, int]]]:
+    """Batches of nearly one size: a window left over costs a CPU up to three times one of a batch."""
+    count = len(places)
+    pairs = device.type == "cpu" and batch_size > PAIR and count > 1
+    number = count // PAIR if pairs else -(-count // batch_size)
+    ends = [count * k // number for k in range(number + 1)] if count else []
+    return [places[low:high] for low, high in itertools.pairwise(ends)]
 
 
 def _predict(model: Model, windows: Tensor, settings: EvaluateConfig) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from liverseg_core.allocator import memory_kept
 from liverseg_core.arrays import Label
 from liverseg_core.cases.target import Target, plan_target
 from liverseg_core.classes import CLASSES
@@ -96,6 +97,7 @@ def stem(path: Path) -> str:
     return next((name.removesuffix(end) for end in NIFTI if name.lower().endswith(end)), name)
 
 
+@memory_kept()
 def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
     series = _series(wanted.scan) if wanted.scan.is_dir() else None
     scan = series.open() if series else open_file(wanted.scan)

@@ -61,6 +61,23 @@ def test_identity_comes_back(shape: tuple[int, int, int], overlap: float) -> Non
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
 
 
+def test_a_cpu_predicts_two_or_three_windows_at_once() -> None:
+    """However many it may, and never one of several alone: more would only take memory."""
+    seen: list[int] = []
+
+    class Counted(Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    image = np.zeros((48, 24, 8), np.int16)  # five windows along x, three along y
+    model = Model(Counted(), make_spec(), CPU)
+    for batch_size, sizes in ((8, [2] * 6 + [3]), (3, [2] * 6 + [3]), (2, [1] + [2] * 7), (1, [1] * 15)):
+        seen.clear()
+        predict_probabilities(model, image, 0.5, batch_size)
+        assert sorted(seen) == sizes
+
+
 def test_sigmoid_for_models_trained_with_binary_cross_entropy() -> None:
     class Zero(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
