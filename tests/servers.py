@@ -4,6 +4,7 @@ Whoever needs a server first starts it, under a lock, in the folder that all pro
 others find it there. All of them end with the run, also where that is killed: see guarded.py.
 """
 
+import contextlib
 import fcntl
 import getpass
 import json
@@ -326,7 +327,8 @@ def s3_client() -> Callable[[str, str, str], Any]:
 def _s3_server(url: str, login: tuple[str, str], log: Path) -> S3Server:
     """The server, once its bucket `data` is there."""
     client, (key, secret) = _s3_client(url, *login), login
-    client.create_bucket(Bucket="data")
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):  # by another process
+        client.create_bucket(Bucket="data")
     named = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
     return S3Server(url, named | {"AWS_ENDPOINT_URL": url}, log, client)
 
