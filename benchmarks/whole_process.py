@@ -23,15 +23,15 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], log: Pa
         log: Receives all that it prints.
 
     Returns:
-        Wall seconds; user and system CPU seconds of all its processes; MB at most held by all of them
-        together, what they share counted once.
+        Wall seconds; user and system CPU seconds of all its processes; MB that its largest process held at
+        most, and that all of them together did, what they share counted once.
     """
     began = time.time()
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=os.environ | environment | {"BEGAN": str(began)}, stdout=out, stderr=out
         )
-        peak = [0]
+        peak = [0, 0]
         watching = threading.Thread(target=_watch, args=(process.pid, peak))
         watching.start()
         _, status, usage = os.wait4(process.pid, 0)
@@ -45,6 +45,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], log: Pa
         "user_s": round(usage.ru_utime, 1),
         "system_s": round(usage.ru_stime, 1),
         "peak_mb": round(peak[0] / 1e6),
+        "all_processes_mb": round(peak[1] / 1e6),
     }
 
 
@@ -55,7 +56,8 @@ def _watch(pid: int, peak: list[int]) -> None:
         while root.status() != psutil.STATUS_ZOMBIE:
             held = [_memory(one) for one in (root, *root.children(recursive=True))]
             alone, shared = zip(*held, strict=True)
-            peak[0] = max(peak[0], sum(alone) + max(shared))
+            peak[0] = max(peak[0], *map(sum, held))
+            peak[1] = max(peak[1], sum(alone) + max(shared))
             time.sleep(EVERY_S)
 
 

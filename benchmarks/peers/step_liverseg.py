@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from step_meter import measure
 
-from liverseg_core.allocator import _MMAP_MAX, _USUAL_MAPS, memory_kept
+from liverseg_core import allocator
+from liverseg_core.allocator import memory_kept
 from liverseg_core.config import ComputeConfig, IngestConfig, TrainConfig
 from liverseg_core.training import train as loop
 from liverseg_core.training.distributed_training import World
@@ -55,7 +56,8 @@ def one_step(job: TrainJob, device: torch.device, steps: int, mapped: bool) -> d
     batches = itertools.repeat((torch.randn(share, 1, *config.patch_size), label))
     with repeatable(device.type == "cpu"), memory_kept():
         if mapped:
-            ctypes.CDLL(None).mallopt(_MMAP_MAX, _USUAL_MAPS)
+            ctypes.CDLL(None).mallopt(allocator._MMAP_THRESHOLD, 2**25)
+            allocator._waiting.clear()
         return measure(lambda: loop._step(run, state, forward, loss_of, batches), steps, device)
 
 

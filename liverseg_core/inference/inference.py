@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liverseg_core.allocator import first_step_done
 from liverseg_core.arrays import Image, Probabilities
 from liverseg_core.config import EvaluateConfig
 from liverseg_core.errors import LiversegError
@@ -104,6 +105,7 @@ def _add_row(
         found = _predict(model, windows[: len(batch)], settings)
         for (x, y), probabilities in zip(batch, found, strict=True):
             sums.add(x, y, probabilities)
+        first_step_done()
 
 
 def _batches(

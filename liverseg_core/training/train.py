@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from liverseg_core.allocator import memory_kept
+from liverseg_core.allocator import first_step_done, memory_kept
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.store import open_case
 from liverseg_core.durable import write_atomically
@@ -160,6 +160,7 @@ def _step(run: _Run, state: State, forward: nn.Module, loss_of: Loss, batches: I
     if state.average is not None and config.ema:
         follow(state.average, state.network, config.ema, state.step)
     state.step += 1
+    first_step_done()
 
 
 def _patches(run: _Run, step: int) -> Iterator[Batch]:
