@@ -47,7 +47,8 @@ def run(
 ) -> None:
     """The whole flow, in this process: ingest, split, train, evaluate, register, report."""
     every = all_overrides(overrides, workers, dask, fold)
-    result = run_flow("flows.pipeline:ingest_train_evaluate", source, store, config, every)
+    result = _found(source, store, config, every)
+    result = result or run_flow("flows.pipeline:ingest_train_evaluate", source, store, config, every)
     if as_json:
         print_json(result)
     else:
@@ -135,6 +136,14 @@ def register(
     record = bring_up_to_date(settings, "register")
     if as_json:
         print_json(record)
+
+
+def _found(source: str | None, store: str | None, config: str | None, overrides: list[str]) -> Record | None:
+    """What a run would find where all of it was done before."""
+    from flows.rerun import find_everything
+
+    with watching():
+        return find_everything(load_settings(config, overrides, source=source, store=store))
 
 
 def bring_up_to_date(settings: Settings, last: str) -> Record:

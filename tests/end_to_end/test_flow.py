@@ -67,14 +67,17 @@ def test_a_rerun_finds_everything_and_imports_nothing_heavy(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Every stage says Cached, no artifact is touched, and no library that takes seconds is imported."""
+    """Every stage says Cached, no artifact is touched, no library that takes seconds is imported and, where
+    no Prefect API is configured, none is started.
+    """
     before = finished_at(stored.path)
     modules = tmp_path / "modules.json"
     arguments = ["run", stored.source, "--config", stored.config, "--store", stored.path]
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-P", "-c", DRIVER, *map(str, arguments)],
-        env=command_environment | {"MODULES": str(modules)},
+        env=command_environment
+        | {"MODULES": str(modules), "PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "prefect")},
         capture_output=True,
         text=True,
         check=False,
@@ -85,6 +88,7 @@ def test_a_rerun_finds_everything_and_imports_nothing_heavy(
     assert cached(done.stderr) == dict.fromkeys(STAGES, True)
     assert "liver (tumour included)" in done.stdout
     assert finished_at(stored.path) == before
+    assert not list(tmp_path.glob("prefect/liverseg/*"))
     assert not HEAVY & set(json.loads(modules.read_text()))
 
 
