@@ -13,8 +13,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from liverseg_core.config import IngestConfig, NetworkConfig
+from liverseg_core.dicom.files import CT
+from liverseg_core.dicom.seg import write_seg
+from liverseg_core.dicom.series import read_series
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.dicom_series import CT, read_series
 from liverseg_core.inference.predict_scan import Wanted, predict_scan
 from liverseg_core.models.model import ModelSpec, save_model
 from liverseg_core.models.networks import build_network
@@ -139,7 +141,7 @@ def test_real_ct_as_a_series_gives_a_seg_with_the_same_voxels(real_data: Path, t
 
     raw = pydicom.dcmread(found["seg"])
     series = read_series(tmp_path / "series")
-    place = {one.header.SOPInstanceUID: k for k, one in enumerate(series.slices)}
+    place = {one.header.uid: k for k, one in enumerate(series.slices)}
     again = np.zeros_like(stored)
     for frame, groups in zip(raw.pixel_array, raw.PerFrameFunctionalGroupsSequence, strict=True):
         number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
@@ -152,7 +154,7 @@ def test_real_ct_as_a_series_gives_a_seg_with_the_same_voxels(real_data: Path, t
 def test_a_label_without_anything_is_a_seg_too(tmp_path: Path, small: tuple[np.ndarray, np.ndarray]) -> None:
     volume, affine = small
     write_series(tmp_path / "s", volume, affine)
-    read_series(tmp_path / "s").write_seg(tmp_path / "seg.dcm", np.zeros(volume.shape, np.uint8))
+    write_seg(read_series(tmp_path / "s"), tmp_path / "seg.dcm", np.zeros(volume.shape, np.uint8))
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
 
 
