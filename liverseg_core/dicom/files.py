@@ -131,7 +131,7 @@ def read_tags(file: BinaryIO | Path, tags: Iterable[str], *, pixels: bool = Fals
     """
     chosen = [*tags, *(["PixelData"] if pixels else [])]
     found = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=chosen)
-    if not words(found, "SOPInstanceUID"):
+    if not any(words(found, "SOPInstanceUID")):
         found.SOPInstanceUID = found.file_meta.get("MediaStorageSOPInstanceUID")
     if "TransferSyntaxUID" not in found.file_meta:
         implicit, little = found.original_encoding

@@ -56,7 +56,7 @@ class SliceHeader:
 
     Args:
         uid: Its SOPInstanceUID, "" where it says none.
-        series: Its SeriesInstanceUID.
+        series: Its SeriesInstanceUID, "" where it says none.
         study: Its StudyInstanceUID, "" where it says none.
         frame: Its FrameOfReferenceUID, "" where it says none.
         position: Of its first voxel, LPS+ mm.
@@ -97,9 +97,6 @@ def slice_header(dataset: Dataset, name: str) -> SliceHeader:
     """
     tags = _Tags(dataset, name)
     _check_units(tags)
-    series = tags.text("SeriesInstanceUID")
-    if not series:
-        raise tags.error("SeriesInstanceUID", "a UID")
     across, down = _directions(tags)
     if tags.whole("SamplesPerPixel", 1, 1, absent=1) != 1:
         raise tags.error("SamplesPerPixel", "1")
@@ -111,7 +108,7 @@ def slice_header(dataset: Dataset, name: str) -> SliceHeader:
         raise tags.error("RescaleSlope", "other than 0")
     return SliceHeader(
         uid=tags.uid("SOPInstanceUID"),
-        series=series,
+        series=tags.text("SeriesInstanceUID"),
         study=tags.uid("StudyInstanceUID"),
         frame=tags.uid("FrameOfReferenceUID"),
         position=tags.numbers("ImagePositionPatient", 3, -FARTHEST_MM, FARTHEST_MM),

@@ -110,7 +110,7 @@ def _sources(series: Series) -> list[Dataset]:
     """The series' slices as highdicom needs them."""
     about = about_patient(series.slices[0])
     headers = [one.header for one in series.slices]
-    of = headers[0].series
+    of = headers[0].series or headers[0].uid
     about |= {
         "SeriesInstanceUID": of if UID.fullmatch(of) else generate_uid(entropy_srcs=[of, "series"]),
         "StudyInstanceUID": headers[0].study or generate_uid(entropy_srcs=[of, "study"]),

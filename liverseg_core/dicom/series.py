@@ -47,6 +47,7 @@ class Series:
         found = {
             "no-frame-of-reference": not self.frame,
             "no-study-uid": not self.slices[0].header.study,
+            "no-series-uid": not self.slices[0].header.series,
             "no-slice-uids": not self.can_be_referenced,
         }
         return tuple(flag for flag, is_so in found.items() if is_so)
