@@ -27,6 +27,8 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 KNOWN_AS = ("SOPClassUID", "Modality", "ImageType")
 ENDINGS = (".dcm", ".dicom", ".ima")
 """What only DICOM files are called."""
+ON_THEIR_WAY = (".gz", ".part", ".tmp", ".download", ".crdownload")
+"""Endings that files have besides, until they are there."""
 PIXELS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
 UNDEFINED = 0xFFFFFFFF
 LOOKALIKES = ((b"<", "a web page"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "gzip"))
@@ -34,10 +36,11 @@ LOOKALIKES = ((b"<", "a web page"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8
 
 @dataclass(frozen=True)
 class Slice:
-    """One file of a series, and what its tags say."""
+    """One file of a series, what its tags say, and how its voxels are packed."""
 
     path: Path
     header: SliceHeader
+    syntax: str
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ class Looked:
 
     Args:
         path: Where it is.
-        header: Of a CT slice; None for all else.
+        slice: A CT slice; None for all else.
         damage: What is wrong with a file that may be a slice, or "".
         is_dicom: Whether it starts as DICOM does.
     """
 
     path: Path
-    header: SliceHeader | None = None
+    slice: Slice | None = None
     damage: str = ""
     is_dicom: bool = False
 
@@ -85,13 +88,12 @@ def slices_among(paths: Iterable[Path]) -> list[Slice]:
     """
     named = (path for path in paths if not path.name.startswith(".") and path.name.upper() != "DICOMDIR")
     looked = [look(path) for path in named]
-    slices = [Slice(one.path, one.header) for one in looked if one.header is not None]
+    slices = [one.slice for one in looked if one.slice]
     shapes = {_shape(one.path) for one in slices}
     damaged = [
         f"{one.path.name} ({one.damage})"
         for one in looked
-        if one.damage
-        and (one.is_dicom or one.path.name.lower().endswith(ENDINGS) or _shape(one.path) in shapes)
+        if one.damage and (one.is_dicom or _shape(one.path).endswith(ENDINGS) or _shape(one.path) in shapes)
     ]
     if damaged:
         more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
@@ -110,6 +112,8 @@ def look(path: Path) -> Looked:
     Raises:
         LiversegError: LS301 where it can't be read; what `slice_header` raises.
     """
+    if not path.is_file():
+        return Looked(path, damage="a link that leads to no file")
     try:
         with path.open("rb") as file:
             start = file.read(136)
@@ -157,7 +161,7 @@ def _look(path: Path, file: BinaryIO) -> Looked:
     header = slice_header(tags, path.name)
     if stored is not None and stored < header.rows * header.columns * header.bits // 8:
         return Looked(path, damage="fewer voxels than rows and columns", is_dicom=True)
-    return Looked(path, header, is_dicom=True)
+    return Looked(path, Slice(path, header, str(tags.file_meta.TransferSyntaxUID)), is_dicom=True)
 
 
 def _class_of(tags: FileDataset) -> str:
@@ -210,4 +214,7 @@ def _other(start: bytes) -> str:
 
 def _shape(path: Path) -> str:
     """A name with its numbers left out: what names of one series share."""
-    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", path.name.lower())
+    name = path.name.lower()
+    for end in ON_THEIR_WAY:
+        name = name.removesuffix(end)
+    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", name)

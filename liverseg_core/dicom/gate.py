@@ -31,6 +31,7 @@ NEEDED = (
     "Columns",
     "SamplesPerPixel",
     "BitsAllocated",
+    "BitsStored",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -39,7 +40,7 @@ NEEDED = (
     "RescaleType",
 )
 """All that `slice_header` looks at."""
-UID = re.compile(r"[0-9][0-9.]{0,63}")
+UID_LIKE = re.compile(r"[0-9][0-9.]{0,63}")
 HU = ("", "HU", "US", "UNSPECIFIED")
 """Rescale types of a CT in HU: left out, or unspecified, which for CT Image Storage is HU."""
 OTHER_UNITS = ("HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "OD")
@@ -65,7 +66,7 @@ class SliceHeader:
         spacing_mm: Between rows, and between columns.
         rows: Their number.
         columns: Their number.
-        bits: Of a stored voxel.
+        bits: That a stored voxel takes.
         scale: Stored value × the first + the second = HU.
         padding: First and last stored value that are no measurement.
     """
@@ -119,7 +120,7 @@ def slice_header(dataset: Dataset, name: str) -> SliceHeader:
         columns=tags.whole("Columns", 1, 65535),
         bits=bits,
         scale=(slope, tags.numbers("RescaleIntercept", 1, -LARGEST, LARGEST)[0]),
-        padding=_padding(tags, bits),
+        padding=_padding(tags, tags.whole("BitsStored", 1, bits)),
     )
 
 
@@ -174,7 +175,7 @@ class _Tags:
 
     def uid(self, keyword: str) -> str:
         found = self.text(keyword)
-        return found if UID.fullmatch(found) else ""
+        return found if UID_LIKE.fullmatch(found) else ""
 
 
 def _check_units(tags: _Tags) -> None:
@@ -199,7 +200,7 @@ def _directions(tags: _Tags) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _padding(tags: _Tags, bits: int) -> tuple[int, int] | None:
-    """The stored values that are no measurement; writers disagree on whether they are signed."""
+    """The stored values that are no measurement; writers disagree on their sign and on their bits."""
     signed = tags.whole("PixelRepresentation", 0, 1)
     if _is_empty(_value(tags.dataset, "PixelPaddingValue")):
         return None

@@ -19,7 +19,7 @@ from pydicom.valuerep import DS
 from liverseg_core.arrays import Label
 from liverseg_core.classes import COLOURS
 from liverseg_core.dicom.files import CT, Slice, quiet, read_tags
-from liverseg_core.dicom.gate import UID, SliceHeader, words
+from liverseg_core.dicom.gate import UID_LIKE, SliceHeader, words
 from liverseg_core.dicom.series import Series
 from liverseg_core.provenance import library_versions
 
@@ -112,7 +112,7 @@ def _sources(series: Series) -> list[Dataset]:
     headers = [one.header for one in series.slices]
     of = headers[0].series or headers[0].uid
     about |= {
-        "SeriesInstanceUID": of if UID.fullmatch(of) else generate_uid(entropy_srcs=[of, "series"]),
+        "SeriesInstanceUID": of if UID_LIKE.fullmatch(of) else generate_uid(entropy_srcs=[of, "series"]),
         "StudyInstanceUID": headers[0].study or generate_uid(entropy_srcs=[of, "study"]),
         "FrameOfReferenceUID": series.frame or generate_uid(entropy_srcs=[of, "frame of reference"]),
     }

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from liverseg_core.arrays import Affine
 from liverseg_core.dicom.files import Slice, slices_among
-from liverseg_core.dicom.voxels import slice_hu
+from liverseg_core.dicom.voxels import check_packing, slice_hu
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.nifti import Scan, open_scan
 from liverseg_core.volumes.nifti_header import SPACING_MM
@@ -85,10 +85,11 @@ def read_series(folder: Path) -> Series:
 
     Raises:
         LiversegError: LS352 where there is no CT series, LS353 where there are several, LS354 where the
-            slices do not make one regular volume; what `slices_among` raises.
+            slices do not make one regular volume; what `slices_among` and
+            `check_packing` raise.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        paths = sorted(path for path in folder.iterdir() if path.is_file() or path.is_symlink())
     except OSError as error:
         what = f"{folder}: {error.strerror}"
         raise LiversegError("LS301", what, "a readable folder", "Check the path") from None
@@ -104,6 +105,7 @@ def read_series(folder: Path) -> Series:
     if len(series) > 1:
         what = f"{folder} holds {len(series)} CT series"
         raise LiversegError("LS353", what, "one series a folder", "Give each series a folder of its own")
+    check_packing(found)
     return _sorted(folder, found)
 
 

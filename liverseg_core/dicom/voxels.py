@@ -1,9 +1,14 @@
 """A slice's voxels in HU: unpacked, padding made air, rescaled."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Integer, Shaped
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
 
 from liverseg_core.dicom.files import Slice, quiet, read_tags
+from liverseg_core.dicom.gate import UID_LIKE
 from liverseg_core.errors import LiversegError
 
 AIR_HU = -1024
@@ -22,6 +27,21 @@ DECODED = (
     "PixelRepresentation",
 )
 """The tags that say how voxels are stored."""
+
+
+def check_packing(slices: Sequence[Slice]) -> None:
+    """Refuse voxels that are packed in a way that no installed decoder knows, before any are read.
+
+    Raises:
+        LiversegError: LS355.
+    """
+    for one in {one.syntax: one for one in slices}.values():
+        try:
+            known = get_decoder(UID(one.syntax)).is_available
+        except NotImplementedError:  # a private syntax, or none
+            known = False
+        if not known:
+            raise _unreadable(one)
 
 
 def slice_hu(one: Slice, dtype: np.dtype[np.generic]) -> Shaped[np.ndarray, "row column"]:
@@ -49,18 +69,15 @@ def slice_hu(one: Slice, dtype: np.dtype[np.generic]) -> Shaped[np.ndarray, "row
 
 
 def _stored(one: Slice) -> Integer[np.ndarray, "row column"]:
-    syntax = ""
     try:
         with quiet():
-            dataset = read_tags(one.path, DECODED, pixels=True)
-            syntax = dataset.file_meta.TransferSyntaxUID.name
-            stored: np.ndarray = dataset.pixel_array
+            stored: np.ndarray = read_tags(one.path, DECODED, pixels=True).pixel_array
     except MemoryError:
         raise
     except Exception:  # of decoders of many hands; what they say may quote tags
-        raise _unreadable(one, syntax) from None
+        raise _unreadable(one) from None
     if stored.shape != (one.header.rows, one.header.columns) or stored.dtype.kind not in "iu":
-        raise _unreadable(one, syntax)
+        raise _unreadable(one)
     return stored
 
 
@@ -78,8 +95,8 @@ def _is_padding(
     return found & (not is_tissue or found[[0, 0, -1, -1], [0, -1, 0, -1]].any())
 
 
-def _unreadable(one: Slice, syntax: str) -> LiversegError:
-    packed = f" ({syntax})" if syntax else ""
+def _unreadable(one: Slice) -> LiversegError:
+    packed = f" ({UID(one.syntax).name})" if UID_LIKE.fullmatch(one.syntax) else ""
     return LiversegError(
         "LS355",
         f"the voxels of {one.path.name} can't be read{packed}",

@@ -68,7 +68,7 @@ def sound() -> Dataset:
     tags.SOPInstanceUID, tags.SeriesInstanceUID, tags.FrameOfReferenceUID = "1.2.3", "1.2", "1.4"
     tags.ImagePositionPatient, tags.ImageOrientationPatient = [0, 0, 5], [1, 0, 0, 0, 1, 0]
     tags.PixelSpacing, tags.Rows, tags.Columns = [0.8, 0.7], 512, 512
-    tags.BitsAllocated, tags.PixelRepresentation = 16, 1
+    tags.BitsAllocated, tags.BitsStored, tags.PixelRepresentation = 16, 16, 1
     tags.PixelPaddingValue, tags.RescaleSlope, tags.RescaleIntercept = -2000, 1, -1024
     return tags
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from dicom_files import CANARY, LPS, make_model, write_series
 from pydicom.uid import generate_uid
 
@@ -91,6 +92,39 @@ def test_real_ct_as_a_series_gives_a_seg_with_the_same_voxels(real_data: Path, t
         again[:, :, place[of]][frame.T > 0] = number
     np.testing.assert_array_equal(again, stored)
     assert raw.PatientName == CANARY
+
+
+REAL = (
+    "dcmqi_seg/ct-3slice",
+    "dcmqi_seg/23x38x3/image",
+    "dcmqi_seg/24x38x3/image",
+    "ts_example_dicom/example_ct_dicom",
+)
+"""GE's padding, tiny ones, and JPEG 2000 without most UIDs and with names of UIDs."""
+
+
+@pytest.mark.parametrize("folder", REAL)
+def test_real_series_are_what_another_reader_reads(real_data: Path, folder: str) -> None:
+    series = read_series(real_data / folder)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames([str(one.path) for one in series.slices])
+    image = reader.Execute()
+    read = series.open().whole().data
+    hu = SimpleITK.GetArrayFromImage(image).T
+    padding = np.flatnonzero(read != hu)
+    assert set(read.flat[padding]) <= {-1024}
+    assert set(hu.flat[padding]) <= {-3024}
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(series.affine, LPS @ matrix, atol=1e-6)
+
+
+def test_real_head_with_a_tilted_gantry_is_refused(real_data: Path) -> None:
+    with pytest.raises(
+        LiversegError, match=r"LS354.*slices are 1\.081 to 6\.999 mm apart; 14\.dcm and 15\.dcm"
+    ):
+        read_series(real_data / "dcm_qa_ct_ge" / "In" / "GE")
 
 
 def test_a_label_without_anything_is_a_seg_too(tmp_path: Path, small: tuple[np.ndarray, np.ndarray]) -> None:

@@ -138,6 +138,24 @@ def test_a_slice_cut_anywhere_is_named(paths: list[Path], packed: pydicom.uid.UI
 
 
 @pytest.mark.trouble("1.2")
+def test_slices_that_lead_nowhere_or_are_on_their_way_are_named(paths: list[Path]) -> None:
+    link, part = paths[-1].with_name("IM0100.dcm"), paths[-1].with_name("IM0101.dcm.part")
+    link.symlink_to("gone")
+    part.touch()
+    message = refused(paths)
+    assert f"{link.name} (a link that leads to no file), {part.name} (0 bytes)." in message
+
+
+@pytest.mark.trouble("1.2")
+def test_voxels_that_no_decoder_reads_are_refused_before_any_are_read(paths: list[Path]) -> None:
+    raw = paths[4].read_bytes()
+    assert raw.count(b"1.2.840.10008.1.2.1\0") == 1
+    paths[4].write_bytes(raw.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"))
+    with pytest.raises(LiversegError, match=r"LS355: the voxels of IM0004\.dcm can't be read"):
+        read_series(paths[0].parent)
+
+
+@pytest.mark.trouble("1.2")
 def test_what_is_no_slice_is_left_alone(paths: list[Path]) -> None:
     folder = paths[0].parent
     write_seg(read_series(folder), folder / "label_seg.dcm", LABEL)
@@ -172,19 +190,20 @@ OUTSIDE = np.hypot(*np.meshgrid(np.arange(14) - 6.5, np.arange(11) - 5, indexing
 
 @pytest.mark.trouble("1.8")
 @pytest.mark.parametrize(
-    ("fill", "signed", "vr", "tag"),
+    ("fill", "signed", "vr", "tag"),  # signed: how many of 16 bits a signed voxel has
     [
-        (30000, True, "SS", 30000),
-        (-2000, True, "SS", -2000),
-        (-2000, True, "US", 63536),
-        (63536, False, "US", 63536),
-        (65535, False, "US", 65535),
-        (63536, False, "SS", -2000),
-        (1064, False, "US", 1064),
+        (30000, 16, "SS", 30000),
+        (-2000, 16, "SS", -2000),
+        (-2000, 16, "US", 63536),
+        (63536, 0, "US", 63536),
+        (65535, 0, "US", 65535),
+        (63536, 0, "SS", -2000),
+        (-2000, 12, "US", 2096),
+        (1064, 0, "US", 1064),
     ],
 )
 @pytest.mark.parametrize("ends", [1, 2])
-def test_padding_is_air(paths: list[Path], fill: int, signed: bool, vr: str, tag: int, ends: int) -> None:
+def test_padding_is_air(paths: list[Path], fill: int, signed: int, vr: str, tag: int, ends: int) -> None:
     """A value by itself, or the end of a range that reaches from it, whichever end."""
     for path in paths:
         stored = pydicom.dcmread(path).pixel_array.copy()
@@ -195,7 +214,9 @@ def test_padding_is_air(paths: list[Path], fill: int, signed: bool, vr: str, tag
         change(
             path,
             PixelData=stored.tobytes(),
-            PixelRepresentation=int(signed),
+            PixelRepresentation=int(signed > 0),
+            BitsStored=signed or 16,
+            HighBit=(signed or 16) - 1,
             PixelPaddingValue=(vr, tag),
             **limit,
         )
