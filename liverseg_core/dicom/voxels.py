@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Integer, Shaped
+from pydicom.config import IGNORE
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
@@ -37,7 +38,8 @@ def check_packing(slices: Sequence[Slice]) -> None:
     """
     for one in {one.syntax: one for one in slices}.values():
         try:
-            known = get_decoder(UID(one.syntax)).is_available
+            with quiet():
+                known = get_decoder(UID(one.syntax)).is_available
         except NotImplementedError:  # a private syntax, or none
             known = False
         if not known:
@@ -96,7 +98,7 @@ def _is_padding(
 
 
 def _unreadable(one: Slice) -> LiversegError:
-    packed = f" ({UID(one.syntax).name})" if UID_LIKE.fullmatch(one.syntax) else ""
+    packed = f" ({UID(one.syntax, IGNORE).name})" if UID_LIKE.fullmatch(one.syntax) else ""
     return LiversegError(
         "LS355",
         f"the voxels of {one.path.name} can't be read{packed}",
