@@ -6,7 +6,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +29,7 @@ ENDINGS = (".dcm", ".dicom", ".ima")
 """What only DICOM files are called."""
 ON_THEIR_WAY = (".gz", ".part", ".tmp", ".download", ".crdownload")
 """Endings that files have besides, until they are there."""
+MARK = b"DICM"
 PIXELS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
 UNDEFINED = 0xFFFFFFFF
 LOOKALIKES = ((b"<", "a web page"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "gzip"))
@@ -51,7 +52,7 @@ class Looked:
         path: Where it is.
         slice: A CT slice; None for all else.
         damage: What is wrong with a file that may be a slice, or "".
-        is_dicom: Whether it starts as DICOM does.
+        is_dicom: Whether it bears the mark of DICOM.
     """
 
     path: Path
@@ -80,7 +81,7 @@ def slices_among(paths: Iterable[Path]) -> list[Slice]:
     """The CT slices among files; what is no slice is left alone.
 
     Notes, labels, DICOMDIR, localisers and other DICOM objects are no slices. A file that is not whole may be
-    one: where it starts as DICOM does, or is named as the slices are.
+    one: where it bears the mark of DICOM, or is named as the slices are.
 
     Raises:
         LiversegError: LS301 where a file can't be read, LS355 where slices are damaged, naming them; what
@@ -121,7 +122,7 @@ def look(path: Path) -> Looked:
             if not _starts_as_dicom(start):
                 return Looked(path, damage=_other(start))
             with quiet():
-                return _look(path, file)
+                return replace(_look(path, file), is_dicom=start[128:132] == MARK)
     except OSError as error:
         what = f"{path}: {error.strerror}"
         raise LiversegError("LS301", what, "a readable file", "Check the path") from None
@@ -152,16 +153,17 @@ def _look(path: Path, file: BinaryIO) -> Looked:
     except MemoryError:
         raise
     except Exception:  # pydicom has no one error for a file that it can't read
-        return Looked(path, damage="not readable as DICOM", is_dicom=True)
-    if kind not in ("", CT) or "LOCALIZER" in words(tags, "ImageType"):
-        return Looked(path, is_dicom=True)
-    if stored == 0 or not kind:
-        damage = "does not say what it is" if stored else "cut short, or without voxels"
-        return Looked(path, damage=damage, is_dicom=True)
+        return Looked(path, damage="not readable as DICOM")
+    if kind not in ("", CT) or "LOCALIZER" in (word.upper() for word in words(tags, "ImageType")):
+        return Looked(path)
+    if stored == 0:
+        return Looked(path, damage="cut short, or without voxels")
+    if not kind:
+        return Looked(path, damage="does not say what it is")
     header = slice_header(tags, path.name)
     if stored is not None and stored < header.rows * header.columns * header.bits // 8:
-        return Looked(path, damage="fewer voxels than rows and columns", is_dicom=True)
-    return Looked(path, Slice(path, header, str(tags.file_meta.TransferSyntaxUID)), is_dicom=True)
+        return Looked(path, damage="fewer voxels than rows and columns")
+    return Looked(path, Slice(path, header, str(tags.file_meta.TransferSyntaxUID)))
 
 
 def _class_of(tags: FileDataset) -> str:
@@ -189,19 +191,20 @@ def _voxel_bytes(file: BinaryIO, tags: FileDataset) -> int | None:
     return length if begin + length <= size else 0
 
 
-def _frames_are_whole(file: BinaryIO, at: int, size: int) -> bool:
+def _frames_are_whole(file: BinaryIO, begin: int, size: int) -> bool:
     """Whether packed frames, item by item, end within the file."""
+    at = begin
     while True:
         file.seek(at)
         item = file.read(8)
         if item[:4] != b"\xfe\xff\x00\xe0" or len(item) < 8:
-            return at <= size and item[:4] in (b"\xfe\xff\xdd\xe0", b"")
+            return begin < at <= size and item[:4] in (b"\xfe\xff\xdd\xe0", b"")
         at += 8 + int.from_bytes(item[4:], "little")
 
 
 def _starts_as_dicom(start: bytes) -> bool:
     """With a preamble and its mark, or at once with one of the first tags, in either byte order."""
-    if start[128:132] == b"DICM":
+    if start[128:132] == MARK:
         return True
     tags = [struct.unpack(f"{order}HH", start[:4]) for order in "<>"] if len(start) >= 8 else []
     return any(group in (0x0002, 0x0008) and element <= 0x0018 for group, element in tags)

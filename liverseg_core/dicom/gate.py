@@ -128,7 +128,10 @@ def words(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     """A tag's texts, however many; () where it is absent or no text."""
     value = _value(dataset, keyword)
     values = value if isinstance(value, MultiValue | list | tuple) else [value]
-    return tuple(str(one).strip(" \0") for one in values if isinstance(one, str | PersonName))
+    try:
+        return tuple(str(one).strip(" \0") for one in values if isinstance(one, str | PersonName))
+    except (LookupError, ValueError):  # a name is decoded only now
+        return ()
 
 
 @dataclass(frozen=True)

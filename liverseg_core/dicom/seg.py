@@ -18,7 +18,7 @@ from pydicom.valuerep import DS
 
 from liverseg_core.arrays import Label
 from liverseg_core.classes import COLOURS
-from liverseg_core.dicom.files import CT, Slice, quiet, read_tags
+from liverseg_core.dicom.files import CT, quiet, read_tags
 from liverseg_core.dicom.gate import UID_LIKE, SliceHeader, words
 from liverseg_core.dicom.series import Series
 from liverseg_core.provenance import library_versions
@@ -80,16 +80,9 @@ def write_seg(series: Series, path: Path, label: Label) -> None:
         segmentation.save_as(path)
 
 
-def about_patient(one: Slice) -> dict[str, str]:
-    """The tags of patient and study in a slice's file, each empty where the standard does not allow it."""
-    with quiet():
-        try:
-            tags: Dataset = read_tags(one.path, ABOUT)
-        except MemoryError:
-            raise
-        except Exception:  # it was readable; whatever became of it costs no label
-            tags = Dataset()
-        return {keyword: _sound(words(tags, keyword), pattern) for keyword, pattern in ABOUT.items()}
+def about_patient(tags: Dataset) -> dict[str, str]:
+    """The tags of patient and study, each empty where the standard does not allow what a file says."""
+    return {keyword: _sound(words(tags, keyword), pattern) for keyword, pattern in ABOUT.items()}
 
 
 def _sound(found: tuple[str, ...], pattern: str) -> str:
@@ -108,7 +101,12 @@ def _sound(found: tuple[str, ...], pattern: str) -> str:
 
 def _sources(series: Series) -> list[Dataset]:
     """The series' slices as highdicom needs them."""
-    about = about_patient(series.slices[0])
+    try:
+        about = about_patient(read_tags(series.slices[0].path, ABOUT))
+    except MemoryError:
+        raise
+    except Exception:  # it was readable; whatever became of it costs no label
+        about = about_patient(Dataset())
     headers = [one.header for one in series.slices]
     of = headers[0].series or headers[0].uid
     about |= {
