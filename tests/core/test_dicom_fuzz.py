@@ -28,8 +28,8 @@ from liverseg_core.dicom.seg import ABOUT, about_patient, write_seg
 from liverseg_core.dicom.series import read_series
 from liverseg_core.errors import LiversegError
 
-TAGS = int(os.environ.get("LIVERSEG_FUZZ_TAGS", "3000"))
-FILES = int(os.environ.get("LIVERSEG_FUZZ_SLICES", "250"))
+TAGS = int(os.environ.get("LIVERSEG_FUZZ_TAGS", "2000"))
+FILES = int(os.environ.get("LIVERSEG_FUZZ_SLICES", "150"))
 CANARY = "Canary"
 VRS = (
     *(
