@@ -43,6 +43,10 @@ MEANING: Mapping[str, str] = {
     "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
     "tumour-outside-liver": "a labelled tumour touches no labelled liver",
     "duplicate-voxels": "another case has the same voxels",
+    "no-frame-of-reference": "the DICOM series has no FrameOfReferenceUID; its SEG has one of its own",
+    "no-study-uid": "the DICOM series has no StudyInstanceUID; its SEG has one of its own",
+    "no-series-uid": "the DICOM series has no SeriesInstanceUID: all slices of its folder are taken for one",
+    "no-slice-uids": "slices of the DICOM series have no SOPInstanceUIDs of their own: no SEG can name them",
 }
 """Flag → what it says, in the order in which they are shown."""
 

@@ -24,7 +24,7 @@ from liverseg_core.volumes.nifti import Scan, open_scan, write_label
 from liverseg_core.volumes.nifti_header import NiftiHeader
 
 if TYPE_CHECKING:
-    from liverseg_core.inference.dicom_series import Series
+    from liverseg_core.dicom.series import Series
 
 NIFTI = (".nii.gz", ".nii")
 
@@ -72,7 +72,10 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
             where files can't be written; LS703; what `load_model` and `segment` raise.
     """
     try:
-        return _predict(wanted, _loaded(model, device))
+        # A scan that is none is found before a model is loaded for it.
+        series = _series(wanted.scan) if wanted.scan.is_dir() else None
+        scan = series.open() if series else open_file(wanted.scan)
+        return _predict(wanted, scan, series, _loaded(model, device))
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
         raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
@@ -98,9 +101,7 @@ def stem(path: Path) -> str:
 
 
 @memory_kept()
-def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
-    series = _series(wanted.scan) if wanted.scan.is_dir() else None
-    scan = series.open() if series else open_file(wanted.scan)
+def _predict(wanted: Wanted, scan: Scan, series: "Series | None", network: Model) -> dict[str, Any]:
     target = plan_target(scan.header, network.spec.ingest)
     image = read_image(scan, target)
     files = {"image": str(wanted.scan), "label": str(wanted.label)}
@@ -114,16 +115,16 @@ def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
         canonical = canonical_label(network, image, target, _all(watches))
         stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
         write_label(part, stored, scan.header)
-        if series:
+        if series and series.can_be_referenced:
+            from liverseg_core.dicom.seg import write_seg
+
             files["seg"] = str(wanted.beside("seg"))
-            series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
+            write_seg(series, stack.enter_context(replacing(wanted.beside("seg"))), stored)
     return {**files, **findings(canonical, target.source.spacing_mm)}
 
 
 def _series(folder: Path) -> "Series":
-    from liverseg_core.inference.dicom_series import (
-        read_series,  # a second to import, for those who have DICOM
-    )
+    from liverseg_core.dicom.series import read_series  # half a second to import, for those who have DICOM
 
     return read_series(folder)
 

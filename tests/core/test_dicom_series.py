@@ -9,69 +9,14 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+import SimpleITK
+from dicom_files import CANARY, LPS, make_model, write_series
+from pydicom.uid import generate_uid
 
-from liverseg_core.config import IngestConfig, NetworkConfig
+from liverseg_core.dicom.seg import write_seg
+from liverseg_core.dicom.series import read_series
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.dicom_series import CT, read_series
 from liverseg_core.inference.predict_scan import Wanted, predict_scan
-from liverseg_core.models.model import ModelSpec, save_model
-from liverseg_core.models.networks import build_network
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-CANARY = "Canary^Patient"
-
-
-def write_series(folder: Path, volume: np.ndarray, affine: np.ndarray, intercept: int = -1024) -> list[Path]:
-    """CT slices of a volume (column, row, slice) whose RAS+ affine this is, named in no order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lps = LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    study, series, frame = (generate_uid() for _ in range(3))
-    paths = []
-    for k in range(volume.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CT, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{(k * 37) % 1009:04d}"
-        one = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
-        one.SOPClassUID, one.SOPInstanceUID = CT, meta.MediaStorageSOPInstanceUID
-        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
-        one.Modality, one.ImageType, one.InstanceNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], k + 1
-        one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = CANARY, "77", "", ""
-        one.StudyDate, one.StudyTime, one.StudyID, one.AccessionNumber = "20200101", "101010", "1", ""
-        one.ReferringPhysicianName, one.Manufacturer, one.SeriesNumber = "", "test", 1
-        one.Rows, one.Columns = volume.shape[1], volume.shape[0]
-        one.PixelSpacing = [f"{spacing[1]:.10g}", f"{spacing[0]:.10g}"]
-        one.SliceThickness = f"{spacing[2]:.10g}"
-        one.ImageOrientationPatient = [f"{v:.10g}" for v in (lps[:3, :2] / spacing[:2]).T.ravel()]
-        one.ImagePositionPatient = [f"{v:.10g}" for v in (lps @ (0, 0, k, 1))[:3]]
-        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
-        one.RescaleSlope, one.RescaleIntercept = 1, intercept
-        one.PixelData = np.ascontiguousarray(
-            (volume[:, :, k].astype(np.int32) - intercept).T.astype("<i2")
-        ).tobytes()
-        one.save_as(path, enforce_file_format=True)
-        paths.append(path)
-    return paths
-
-
-def make_model(folder: Path) -> Path:
-    """A network that was never trained, whose labels are of all classes."""
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(32, 32, 32),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=(3, 3, 3)),
-        data_key="none",
-    )
-    folder.mkdir()
-    save_model(folder, build_network(network, seed=8), spec)
-    return folder
 
 
 @pytest.fixture
@@ -139,7 +84,7 @@ def test_real_ct_as_a_series_gives_a_seg_with_the_same_voxels(real_data: Path, t
 
     raw = pydicom.dcmread(found["seg"])
     series = read_series(tmp_path / "series")
-    place = {one.header.SOPInstanceUID: k for k, one in enumerate(series.slices)}
+    place = {one.header.uid: k for k, one in enumerate(series.slices)}
     again = np.zeros_like(stored)
     for frame, groups in zip(raw.pixel_array, raw.PerFrameFunctionalGroupsSequence, strict=True):
         number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
@@ -149,10 +94,43 @@ def test_real_ct_as_a_series_gives_a_seg_with_the_same_voxels(real_data: Path, t
     assert raw.PatientName == CANARY
 
 
+REAL = (
+    "dcmqi_seg/ct-3slice",
+    "dcmqi_seg/23x38x3/image",
+    "dcmqi_seg/24x38x3/image",
+    "ts_example_dicom/example_ct_dicom",
+)
+"""GE's padding, tiny ones, and JPEG 2000 without most UIDs and with names of UIDs."""
+
+
+@pytest.mark.parametrize("folder", REAL)
+def test_real_series_are_what_another_reader_reads(real_data: Path, folder: str) -> None:
+    series = read_series(real_data / folder)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames([str(one.path) for one in series.slices])
+    image = reader.Execute()
+    read = series.open().whole().data
+    hu = SimpleITK.GetArrayFromImage(image).T
+    padding = np.flatnonzero(read != hu)
+    assert set(read.flat[padding]) <= {-1024}
+    assert set(hu.flat[padding]) <= {-3024}
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(series.affine, LPS @ matrix, atol=1e-6)
+
+
+def test_real_head_with_a_tilted_gantry_is_refused(real_data: Path) -> None:
+    with pytest.raises(
+        LiversegError, match=r"LS354.*slices are 1\.081 to 6\.999 mm apart; 14\.dcm and 15\.dcm"
+    ):
+        read_series(real_data / "dcm_qa_ct_ge" / "In" / "GE")
+
+
 def test_a_label_without_anything_is_a_seg_too(tmp_path: Path, small: tuple[np.ndarray, np.ndarray]) -> None:
     volume, affine = small
     write_series(tmp_path / "s", volume, affine)
-    read_series(tmp_path / "s").write_seg(tmp_path / "seg.dcm", np.zeros(volume.shape, np.uint8))
+    write_seg(read_series(tmp_path / "s"), tmp_path / "seg.dcm", np.zeros(volume.shape, np.uint8))
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
 
 
