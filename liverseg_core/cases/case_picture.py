@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_core.cases.ingest import case_slabs
-from liverseg_core.cases.label_survey import LabelSurvey
 from liverseg_core.cases.scans import open_scans
 from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
@@ -31,7 +30,7 @@ def draw_case(case: CaseSource) -> bytes:
     target = plan_target(image.header, config)
     hu = np.empty(target.grid.shape, np.int16, order="F")
     classes = None if label is None else np.empty(target.grid.shape, np.uint8, order="F")
-    for start, image_slab, label_slab in case_slabs(image, label, target, config, LabelSurvey()):
+    for start, image_slab, label_slab in case_slabs(image, label, target, config):
         hu[:, :, start : start + len(image_slab)] = image_slab.T
         if classes is not None:
             classes[:, :, start : start + len(image_slab)] = label_slab.T

@@ -91,7 +91,7 @@ PLACES = {
     "identity": ("RAS", (1, 1, 1), ["identity-affine", "implausible-body", "implausible-liver"]),
     "thick": ("LPS", (4, 4, 5.5), ["thick-slices"]),
     "5 mm, nearly": ("LPS", (4, 4, 5.000001), []),
-    "lying": ("PIR", (4, 4, 4), []),
+    "lying": ("PSL", (4, 4, 4), []),
     "too large": ("LPS", (12, 12, 4), ["thick-slices", "implausible-body", "implausible-liver"]),
 }
 
@@ -106,7 +106,7 @@ def test_flags_of_voxels(build: SimpleNamespace, tmp_path: Path, name: str) -> N
 def test_flags_of_place(build: SimpleNamespace, tmp_path: Path, name: str) -> None:
     code, spacing, expected = PLACES[name]
     parts = abdomen()
-    if code == "PIR":
+    if code == "PSL":
         parts = tuple(part.transpose(1, 2, 0) for part in parts)
     assert flags(build, tmp_path, parts, build.affine(code, spacing)) == expected
 
@@ -125,7 +125,7 @@ def flags(build: SimpleNamespace, folder: Path, parts: tuple, affine: np.ndarray
 
 def test_equal_voxels_under_several_names(build: SimpleNamespace, tmp_path: Path) -> None:
     image, label = (build.zipped(build.nifti(part, build.affine("LPS", (4, 4, 4)))) for part in abdomen())
-    other = build.zipped(build.nifti(abdomen()[0] + 1, build.affine("LPS", (4, 4, 4))))
+    other = build.zipped(build.nifti(abdomen()[0] + abdomen()[1], build.affine("LPS", (4, 4, 4))))
     cases = {"b": (image, label), "a": (image, None), "c": (other, label), "d": (b"<html>", None)}
     rows = describe([verify_case(build.case(tmp_path, *parts, name)) for name, parts in cases.items()])
     assert [(row.case, row.same_voxels_as, "duplicate-voxels" in row.flags) for row in rows] == [
