@@ -177,13 +177,13 @@ def _mean_around(
     values: Coarse, half_mm: float, spacing_mm: Steps, axes: tuple[int, ...] = (0, 1, 2)
 ) -> Float32[np.ndarray, "x y z"]:
     """Means over boxes; beyond the scan lies what is at its edge."""
+    means = values.astype(np.float32)
     for axis in axes:
         half = max(1, round(half_mm / spacing_mm[axis]))
-        padded = np.pad(values, [(half + 1, half) if k == axis else (0, 0) for k in range(3)], mode="edge")
-        sums = padded.cumsum(axis, np.float64)
-        at = np.arange(values.shape[axis])
-        values = (sums.take(at + 2 * half + 1, axis) - sums.take(at, axis)) / (2 * half + 1)
-    means: Float32[np.ndarray, "x y z"] = values.astype(np.float32)
+        padded = np.pad(means, [(half + 1, half) if k == axis else (0, 0) for k in range(3)], mode="edge")
+        sums = padded.cumsum(axis, out=padded).swapaxes(0, axis)
+        means = (sums[2 * half + 1 :] - sums[: -2 * half - 1]).swapaxes(0, axis)
+        means /= 2 * half + 1
     return means
 
 
