@@ -29,19 +29,20 @@ LEAST_AIR = 0.001
 NAMED = 5
 """How many of the cases with the same voxels a row names."""
 
-AXES_REMEDY = "look at its picture, and give its axes in the override file"
+REMEDY = "in the override file (ingest.spacing_overrides)"
+AXES_REMEDY = f"look at its picture, and give its axes {REMEDY}"
 
 SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
 
 HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
 
 MEANING: Mapping[str, str] = {
-    "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: "
-    "give it in the override file",
+    "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: give "
+    f"it {REMEDY}",
     "spacing-overridden": "the header's spacing was replaced by the override file's",
     "axes-overridden": "the header's axes were replaced by the override file's",
     "pixdim-disagrees": "the spacings of pixdim and affine differ by more than 1 %; the second is used: give "
-    "the true one in the override file",
+    f"the true one {REMEDY}",
     "no-orientation": "neither sform nor qform is set: left and right may be swapped",
     "qform-disagrees": "sform and qform place the scan differently; the sform is used",
     "spine-in-front": f"bone lies in front of the body's middle: turned or mirrored; {AXES_REMEDY}",
@@ -107,7 +108,8 @@ def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
             rows[name] = CaseRow(name, facts.get("labelled"), problem=facts["problem"])
         else:
             rows[name] = _row(facts)
-            same[facts["identity"]["voxels"]].append(name)
+            if "identity" in facts:  # not in a case that an earlier version stored
+                same[facts["identity"]["voxels"]].append(name)
     for names in same.values():
         first = sorted(names)[: NAMED + 1]
         for name in names if len(names) > 1 else ():
@@ -159,7 +161,7 @@ def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     if _odd_offset(fingerprint["body_hu"], fingerprint["body_voxels"] / (x * y * z)):
         yield "odd-hu-offset"
     else:  # anatomy is told by its HU
-        yield from lying(facts["anatomy"])
+        yield from lying(facts.get("anatomy"))
     volumes = volumes_ml(facts)
     if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
         yield "implausible-liver"

@@ -248,7 +248,7 @@ def test_axes_in_the_override_file(tmp_path: Path) -> None:
     assert (mended["orientation"], mended["axes_override"]) == (right, right)
     assert mended["spacing_override_mm"] is None
     for flag in ("spine-in-front", "liver-on-the-left", "lungs-below", "lies-across", "identity-affine"):
-        assert "override file" in MEANING[flag]
+        assert "override file (ingest.spacing_overrides)" in MEANING[flag]
 
 
 def signed_permutations() -> Iterator[np.ndarray]:
