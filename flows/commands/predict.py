@@ -81,6 +81,7 @@ def predict(
     if not found:
         raise next(iter(errors.values()))
     _show([found[one.scan] for one in wanted if one.scan in found], as_json)
+    _say_caveats(folder)
     for scan, error in errors.items():
         say(f"{scan}: {error}")
     if errors:
@@ -94,6 +95,15 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
     rows = [[one["image"], one["label"], *(_shown(name, one[name]) for name in COLUMNS)] for one in found]
     DATA.print(plain_table(("image", "label", *COLUMNS), rows))
     say("Research software, not a medical device.")
+
+
+def _say_caveats(model: Path) -> None:
+    """Tell what the model's settings alone say of its volumes."""
+    from liverseg_core.models.caveats import caveats
+    from liverseg_core.models.model import SPEC, ModelSpec
+
+    for told in caveats(ModelSpec.model_validate_json((model / SPEC).read_bytes()).ingest):
+        say(f"Caveat: {told}")
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -25,8 +25,8 @@ def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, 
     """Divide stored cases into training, validation and unlabelled.
 
     The artifact's key is the data version. Its facts list `training`, `validation` and `unlabelled` as
-    `{"case", "key"}`; `dataset_0.json` beside the manifest is the same as a datalist, with the properties that
-    readers of a Decathlon `dataset.json` want.
+    `{"case", "key"}`; `dataset_0.json` beside the manifest is the same as a datalist, with the properties
+    that readers of a Decathlon `dataset.json` want.
 
     Raises:
         LiversegError: LS330 when voxels of a validation case also train, LS331 when the sizes can't be met,

@@ -92,15 +92,21 @@ CAVEAT = (
 )
 
 
+INTERVALS = (
+    "In brackets: 95 % bootstrap intervals, from the 2.5th to the 97.5th percentile of the means of cases "
+    "drawn again."
+)
+
+
 def read_results(evaluation: Path) -> Results:
     """What `evaluate` or `pool` wrote into a folder."""
     found = json.loads((evaluation / "metrics.json").read_text())
     return Results(found["cases"], found["summary"])
 
 
-def mean_dice(scores: Scores, group: str) -> Comparison:
+def mean_dice(scores: Scores, group: str, measure: str = "dice") -> Comparison:
     """Mean Dice of the cases that define it, with its bootstrap interval: the difference from nothing."""
-    dice = scores_of(scores, group, "dice")
+    dice = scores_of(scores, group, measure)
     return compare(dice, dict.fromkeys(dice, 0.0))
 
 

@@ -25,7 +25,7 @@ from liverseg_core.report.scene import BODY_SHARE
 
 ASSETS = tuple(Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
 LOWEST_HU, STEP_HU, TOP = -300, 4, 255
-"""What grey 0 stands for, with all below it; a step, finer than any noise; and the last grey that a byte has."""
+"""What grey 0 stands for, with all below it; a step, finer than any noise; the last grey that a byte has."""
 HIGHEST_HU = LOWEST_HU + TOP * STEP_HU
 """What the last grey stands for, with all above it."""
 NEARLY = 1e-3

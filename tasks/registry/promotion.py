@@ -47,17 +47,20 @@ class Measured:
     seen: Seen
     scores: Mapping[str, Scores]
     """By class group: the `COMPARED` measure by case."""
+    evaluation: str | None = None
+    """Key of the evaluation that they are from, which knows more of the same cases."""
 
     @classmethod
-    def of(cls, seen: Seen, cases: Sequence[Mapping[str, Any]]) -> "Measured":
-        """From the records of an evaluation (`CaseScore.record`)."""
-        return cls(seen, {group: scores_of(cases, group, name) for group, name in COMPARED.items()})
+    def of(cls, seen: Seen, cases: Sequence[Mapping[str, Any]], evaluation: str | None = None) -> "Measured":
+        """From the records of an evaluation (`CaseScore.record`), and its key."""
+        scores = {group: scores_of(cases, group, name) for group, name in COMPARED.items()}
+        return cls(seen, scores, evaluation)
 
     @classmethod
     def from_json(cls, text: str) -> "Measured":
         """Read back what `to_json` gave."""
         found = json.loads(text)
-        return cls(Seen(**found["seen"]), found["scores"])
+        return cls(Seen(**found["seen"]), found["scores"], found.get("evaluation"))
 
     def to_json(self) -> str:
         """As it is stored with the version's run."""

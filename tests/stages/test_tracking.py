@@ -285,7 +285,7 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
         assert (loaded.predict(same) == by_path).all()
     with pytest.raises(LiversegError, match="LS292"):
         loaded.predict({"image": image})
-    with pytest.raises(Exception, match="Incompatible input types for column path"):
+    with pytest.raises(LiversegError, match=r"LS292: 1 row with path: int\."):
         loaded.predict({"path": 3})
 
 

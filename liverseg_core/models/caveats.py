@@ -1,0 +1,22 @@
+"""What a model's settings alone imply for the volumes that it gives."""
+
+from collections.abc import Iterator
+
+from liverseg_core.config import IngestConfig
+
+
+def caveats(ingest: IngestConfig) -> Iterator[str]:
+    """Sentences on volumes, for models that learnt from coarser labels than scans have.
+
+    Args:
+        ingest: Of the model's spec.
+    """
+    if ingest.spacing_mm is not None or ingest.shrink <= 1:
+        return
+    yield f"It learnt from labels at {ingest.shrink:g} times the scans' spacing: small tumours are rough."
+    if ingest.label_interpolation == "vote" and ingest.shrink % 2 == 0:
+        # A voxel's middle lies between voxels then: half of them often are of a class, and half are not.
+        yield (
+            "Where classes had equal votes in them, the higher one won: its volumes tend to be too large, "
+            "those of small tumours most."
+        )
