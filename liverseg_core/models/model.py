@@ -130,7 +130,7 @@ def device_name(device: torch.device, processes: int = 1) -> str:
     """What a person calls a device, or the one that each of several processes has."""
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        name = f"CPU, {threads} thread{'s' * (threads > 1)}"
+        name = f"CPU ({threads} thread{'s' * (threads > 1)})"
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return f"{processes} × {name}" if processes > 1 else name

@@ -105,8 +105,9 @@ def _measures(sources: ReportSources, results: Results, spec: Mapping[str, Any])
             if not measure.startswith("dice"):
                 name = f"{NAMES[group]}: {MEASURE_NAMES[measure]}"
                 yield _row(name, summary["spread"][measure], digits_of(measure))
-    for told in volume_caveats(sources):
-        yield f"\n{told}"
+    if told := volume_caveats(sources):
+        yield "\nWhat to keep in mind of its volumes:\n"
+        yield from (f"- {one}" for one in told)
     yield from _optimism(sources, spec)
     if sources.champion:
         yield f"\nCompared with {_escape(sources.champion.name)}. Verdict: {_escape(sources.verdict)}"

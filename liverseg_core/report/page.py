@@ -16,6 +16,7 @@ from liverseg_core.report.tables import against_others, case_table, lesion_table
 from liverseg_core.report.viewer import ASSETS, Packed, viewer_html
 
 STYLE = Path(__file__).with_name("report.css")
+CAVEATS = "volumes"
 
 
 @dataclass
@@ -39,15 +40,17 @@ class Shown:
 def report_page(sources: ReportSources, results: Results, shown: Shown) -> str:
     """The whole page as HTML; every text is escaped, since names come from other people's files."""
     caveats = [f'<p class="caveat">{escape(told)}</p>' for told in volume_caveats(sources)]
+    see = f'<p class="caveat">Volumes: <a href="#{CAVEATS}">what to keep in mind of them</a></p>'
+    volumes = [see] * bool(caveats)
     sections = {
         "Against others": against_others(sources.title, results, sources.champion),
-        "Plots": _plots(sources, results),
+        "Plots": [*_plots(sources, results), *volumes],
         "Look inside": _viewer(shown),
         "Lowest Dice": _pictures(shown),
         "Films": _films(shown),
         "Lesions": lesion_table(results.summary["lesions"]),
-        "All measures": [*measures_table(results.summary), *caveats],
-        "Every case": [*case_table(results.scores, _links(shown)), *caveats],
+        "All measures": [*measures_table(results.summary), f'<div id="{CAVEATS}">', *caveats, "</div>"],
+        "Every case": [*case_table(results.scores, _links(shown)), *volumes],
         "Training": _training(sources, shown),
         "Data": _data(sources),
         "How it was made": _origin(sources),

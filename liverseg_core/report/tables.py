@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, tuple[str, str, int]] = {
     "reference tumour ml": ("tumour", "reference_volume_ml", 1),
 }
 """Of every case: heading → class group, measure, digits."""
-DECIDING = "tumour, 1 where neither has any"
+DECIDING = "tumour, empty = 1"
 """What the promotion of a version counts of tumours, as `tasks.registry.promotion.COMPARED` has it."""
 COMPARED = (*((group, "dice") for group in NAMES), ("tumour", "dice_lits"))
 """Columns of the table against others: class group, measure."""
@@ -62,7 +62,8 @@ def against_others(title: str, results: Results, rival: Rival | None) -> Iterato
         yield _card(names, name, one.liver, one.liver_only, one.tumour, "", one.on, kind="published")
     yield f'</tbody></table></div><p class="faint">{CAVEAT}</p>'
     yield f'<p class="faint">{INTERVALS} A case in which neither has a tumour has no tumour Dice and is left '
-    yield f"out; “{DECIDING}” counts it as 1. Promotion compares that and {NAMES['liver']}.</p>"
+    yield f"out; “{DECIDING}” counts it as 1, and any tumour invented as 0. Promotion compares that and "
+    yield f"{NAMES['liver']}.</p>"
 
 
 def measures_table(summary: Mapping[str, Any]) -> Iterator[str]:

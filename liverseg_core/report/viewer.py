@@ -135,7 +135,8 @@ def fit(stacks: Sequence[Stack], room: int) -> list[Packed]:
     room -= len(viewer_html(())) + sum(asset.stat().st_size for asset in ASSETS)
     for count in range(len(stacks), 0, -1):
         finest_mm = max(FINEST_MM, min(mm for stack in stacks for mm in stack.spacing_mm))
-        while finest_mm <= COARSEST_MM:
+        coarsest_mm = max(COARSEST_MM, finest_mm)  # as it is, a case is never too coarse
+        while finest_mm <= coarsest_mm:
             packed = [pack(coarser(stack, finest_mm)) for stack in stacks[:count]]
             size = sum(one.size for one in packed)
             if size <= room:

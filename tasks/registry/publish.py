@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.config import RegisterConfig
@@ -48,9 +48,11 @@ MEANS = ("voe", "rvd", "assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
 
 SIGNATURE = ModelSignature(
     inputs=Schema([
-        # Of any type, since MLflow's own check takes no whole number for a double, reads arrays voxel by
-        # voxel in Python, and gives its refusals no code.
-        *(ColSpec(AnyType(), name, required=False) for name in ("path", "image", "affine")),
+        # Of any type where that may be: MLflow's own check takes no whole number for a double, reads arrays
+        # voxel by voxel in Python, and its refusals have no code. Without an array it takes no dictionary.
+        ColSpec(AnyType(), "path", required=False),
+        ColSpec(AnyType(), "image", required=False),
+        ColSpec(Array(AnyType()), "affine", required=False),
     ]),
     outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1))]),
     params=ParamSchema([
