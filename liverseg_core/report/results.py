@@ -150,7 +150,9 @@ def web_links(links: Mapping[str, str]) -> dict[str, str]:
 
 def digits_of(measure: str) -> int:
     """Decimals of one of the `MEASURES` that say something."""
-    return 1 if measure.endswith("_ml") else 2 if measure.endswith("_mm") else 3
+    if measure.endswith("_mm"):
+        return 2 if measure.startswith("assd") else 1  # the others are single places, not means
+    return 1 if measure.endswith("_ml") else 3
 
 
 def with_interval(found: Comparison, *, sign: bool = False) -> str:

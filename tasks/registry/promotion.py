@@ -137,5 +137,7 @@ def _told(name: str, mean: float, found: Mapping[str, Comparison]) -> str:
     for group, one in found.items():
         interval = "" if one.low is None else f", {one.low:+.4f} to {one.high:+.4f}"
         parts.append(f"{group} {one.mean:+.4f}{interval}")
+    if sure := [one.confidence for one in found.values() if one.low is not None]:
+        parts.append(f"{100 * sure[0]:g} % intervals")
     figures = "; ".join(parts)
     return f"mean Dice {mean:+.4f} against {name} on {cases} validation case{'s' * (cases != 1)} ({figures})"
