@@ -81,7 +81,7 @@ def predict(
     if not found:
         raise next(iter(errors.values()))
     _show([found[one.scan] for one in wanted if one.scan in found], as_json)
-    _say_caveats(folder)
+    say_caveats(folder)
     for scan, error in errors.items():
         say(f"{scan}: {error}")
     if errors:
@@ -97,7 +97,7 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
     say("Research software, not a medical device.")
 
 
-def _say_caveats(model: Path) -> None:
+def say_caveats(model: Path) -> None:
     """Tell what the model's settings alone say of its volumes."""
     from liverseg_core.models.caveats import caveats
     from liverseg_core.models.model import SPEC, ModelSpec

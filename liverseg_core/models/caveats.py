@@ -13,10 +13,13 @@ def caveats(ingest: IngestConfig) -> Iterator[str]:
     """
     if ingest.spacing_mm is not None or ingest.shrink <= 1:
         return
-    yield f"It learnt from labels at {ingest.shrink:g} times the scans' spacing: small tumours are rough."
+    yield (
+        f"It learnt from labels at {ingest.shrink:g} times the scans' spacing, where small tumours are rough "
+        "and the smallest may be gone."
+    )
     if ingest.label_interpolation == "vote" and ingest.shrink % 2 == 0:
         # A voxel's middle lies between voxels then: half of them often are of a class, and half are not.
         yield (
-            "Where classes had equal votes in them, the higher one won: its volumes tend to be too large, "
-            "those of small tumours most."
+            "Where classes had equal votes in these labels, tumour won over liver and liver over background: "
+            "its volumes tend to be too large."
         )

@@ -155,7 +155,7 @@ def digits_of(measure: str) -> int:
     return 1 if measure.endswith("_ml") else 3
 
 
-def with_interval(found: Comparison, *, sign: bool = False) -> str:
+def with_interval(found: Comparison, digits: int = 3, *, sign: bool = False) -> str:
     """`0.912 (0.870 to 0.950)`, or the mean alone where there is no interval."""
-    mean, low, high = (number(value, sign=sign) for value in (found.mean, found.low, found.high))
+    mean, low, high = (number(value, digits, sign=sign) for value in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})" if low else mean

@@ -153,4 +153,4 @@ def _means(scores: Scores) -> Iterable[str]:
 def _differences(ours: Scores, theirs: Scores) -> Iterator[str]:
     for what in COMPARED:
         found = compare(*(scores_of(scores, *what) for scores in (ours, theirs)))
-        yield with_interval(found, sign=True)
+        yield with_interval(found, 4, sign=True)  # as the verdict has them

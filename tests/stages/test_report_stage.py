@@ -233,5 +233,5 @@ def test_what_stands_beside_a_verdict_is_what_decided(world: World) -> None:
     assert "retrained version 1 (compared with to be promoted)" in text
     dice = [found["cases"][0]["liver"]["dice"] for found in (candidate, again)]
     assert float(told[1]) == pytest.approx(dice[0] - dice[1], abs=5e-5)
-    assert f"difference, case by case {number(dice[0] - dice[1], 3, sign=True)} " in text
+    assert f"difference, case by case {number(dice[0] - dice[1], 4, sign=True)} " in text
     assert "Compared with retrained version 1" in (Path(made["path"]) / "model_card.md").read_text()
