@@ -122,9 +122,26 @@ def test_a_report_is_an_artifact_that_mlflow_has_too(world: World) -> None:
     assert world.report()["cached"]
 
 
-def test_a_report_names_no_place_of_this_machine(world: World) -> None:
-    assert world.context.settings.store not in page(world.report())
-    assert str(world.context.settings.source) not in page(world.report())
+def test_report_and_card_name_no_place_of_this_machine(world: World, tmp_path: Path) -> None:
+    """Nor a file's of a case that could not be read, nor a datalist's; but when, how long and on what."""
+    settings = world.context.settings
+    listed = settings.split.model_copy(
+        update={"datalist": str(tmp_path / "lists" / "mine.json"), "fold": None}
+    )
+    quick = settings.report.model_copy(update={"filmed": 0, "viewed": 0, "worst": 0})
+    settings = settings.model_copy(update={"split": listed, "report": quick})
+    reason = f"LS303: {settings.source} ends early (imagesTr/liver_9.nii.gz). Allowed: the whole archive"
+    bad = {**world.cases, "quarantined": [{"case": "liver_9", "code": "LS303", "reason": reason}]}
+    made = replace(world, context=replace(world.context, settings=settings), cases=bad).report()
+    card = (Path(made["path"]) / "model_card.md").read_text()
+    for text in (page(made), card):
+        assert str(Path(str(settings.source)).parent) not in text
+        assert str(tmp_path) not in text
+        assert "datalist: mine.json" in text
+        assert re.search(
+            r"20\d\d-\d\d-\d\d \d\d:\d\d UTC in \d+ s on CPU \(1 thread\) with liverseg \d", text
+        )
+    assert "LS303: phantom.tar ends early (imagesTr/liver_9.nii.gz)" in page(made)
 
 
 def test_the_folds_models_have_one_report(world: World) -> None:
