@@ -172,6 +172,27 @@ def test_names_are_text(sources: ReportSources) -> None:
     assert len(re.findall(r"^#+ ", card, re.MULTILINE)) == 9
 
 
+def test_one_case_is_one_case(sources: ReportSources) -> None:
+    alone = {"v0": sources.model}
+    card = said(sources, results([True]), training=["t0"], validation=alone, phantom=True)
+    assert "Trained on 1 computed phantom case, no patients; measured on 1 other of the same dataset" in card
+    assert "On 1 computed phantom case, in each scan's own voxels" in card
+    assert "1 cases" not in card
+
+
+def test_what_its_labels_lost_or_gained_is_said(sources: ReportSources) -> None:
+    """Of the training cases, and only where it is more than a little."""
+    assert "keep in mind" not in said(sources, results([True, True]))
+    rows = [dataclasses.replace(row, stored_liver_ml=row.liver_ml) for row in sources.data]
+    rows[0] = dataclasses.replace(rows[0], stored_tumour_ml=17.0)
+    card = said(sources, results([True, True]), data=rows)
+    assert (
+        "What to keep in mind of its volumes: - As it was given them, its training labels (2 cases)" in card
+    )
+    assert "−15 % tumour (−15 % by case)." in card
+    assert "% liver" not in card
+
+
 def test_nothing_measured_is_no_error(sources: ReportSources) -> None:
     card = said(sources, results([False]), data=[], verdict="")
     assert "| tumour | not defined | 0 |" in card
