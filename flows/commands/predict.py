@@ -12,6 +12,7 @@ from flows.commands.options import Config, Dask, Device, Json, Store, print_json
 from flows.console import DATA, plain_table, say, watching
 from liverseg_core.config import ComputeConfig
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.models.caveats import caveats_of
 
 NIFTI = (".nii", ".nii.gz")
 COLUMNS = ("liver_ml", "tumour_ml", "burden", "lesions", "largest_diameter_mm")
@@ -99,10 +100,7 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 def say_caveats(model: Path) -> None:
     """Tell what the model's settings alone say of its volumes."""
-    from liverseg_core.models.caveats import caveats
-    from liverseg_core.models.model import SPEC, ModelSpec
-
-    for told in caveats(ModelSpec.model_validate_json((model / SPEC).read_bytes()).ingest):
+    for told in caveats_of(model):
         say(f"Caveat: {told}")
 
 

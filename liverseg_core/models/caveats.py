@@ -1,8 +1,16 @@
 """What a model's settings alone imply for the volumes that it gives."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from liverseg_core.config import IngestConfig
+
+
+def caveats_of(model: Path) -> list[str]:
+    """As `caveats`, of a model's folder; torch, which `load_model` imports, is not needed for it."""
+    spec = json.loads((model / "model.json").read_text())
+    return list(caveats(IngestConfig.model_validate(spec["ingest"])))
 
 
 def caveats(ingest: IngestConfig) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """What is to be kept in mind of a model's volumes: by its settings, and by the labels that it learnt from."""
 
-import json
 from collections.abc import Iterator
 
 from liverseg_core.cases.data_report import CaseRow
-from liverseg_core.config import IngestConfig
-from liverseg_core.models.caveats import caveats
+from liverseg_core.models.caveats import caveats_of
 from liverseg_core.report import svg
 from liverseg_core.report.results import number
 from liverseg_core.report.sources import ReportSources
@@ -16,10 +14,9 @@ SMALL = 0.02
 
 def volume_caveats(sources: ReportSources) -> list[str]:
     """Sentences for wherever the model's volumes are told."""
-    spec = json.loads((sources.model / "model.json").read_text())
     trained = set(sources.training)
     rows = [row for row in sources.data if row.case in trained and row.liver_ml is not None]
-    return [*caveats(IngestConfig.model_validate(spec["ingest"])), *_changed(rows)]
+    return [*caveats_of(sources.model), *_changed(rows)]
 
 
 def _changed(rows: list[CaseRow]) -> Iterator[str]:
