@@ -54,11 +54,11 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
 
     from flows.settings import load_settings
     from tasks.registry.place import is_tracked
-    from tasks.registry.version_page import mean_dice
 
     settings = load_settings(config, store=store)
     versions = []
     if is_tracked(settings):
+        from tasks.registry.version_page import mean_dice
         from tasks.registry.versions import list_versions
 
         versions = list_versions(_tracking(settings), settings.register_.model)

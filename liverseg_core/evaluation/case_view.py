@@ -11,8 +11,6 @@ from liverseg_core.arrays import Image, Label, Spacing
 from liverseg_core.cases.store import Case, open_case, read_volume
 from liverseg_core.cases.target import label_planes, plan_target
 from liverseg_core.config import IngestConfig
-from liverseg_core.evaluation.overlap import GROUPS
-from liverseg_core.pictures import GROUP_NAMES
 from liverseg_core.volumes.nifti import Volume, read_nifti
 
 
@@ -46,13 +44,6 @@ def open_view(score: Mapping[str, Any], stored: Path, predictions: Path, ingest:
     prediction = np.stack(list(planes)).T
     image, spacing_mm = read_volume(case.image), case.grid.spacing_mm
     return CaseView(case.name, image, reference, prediction, spacing_mm, score)
-
-
-def title(view: CaseView) -> str:
-    """What stands above a picture of the case: its name and Dice."""
-    dice = {GROUP_NAMES.get(group, group): view.score[group]["dice"] for group in GROUPS}
-    told = ", ".join(f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in dice.items())
-    return f"{view.case}: Dice of {told}"
 
 
 def read_native(path: Path, case: Case) -> Volume:

@@ -15,13 +15,13 @@ from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
 from liverseg_core.cases.target import plan_target
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
-from liverseg_core.evaluation.case_view import open_view, read_native, title
+from liverseg_core.evaluation.case_view import open_view, read_native
 from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
 from liverseg_core.inference.native_volume import replacing
 from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
 from liverseg_core.inference.predict import segment_prepared
 from liverseg_core.models.model import INFERENCE, Model
-from liverseg_core.pictures import dice_plot_png, overlay_png
+from liverseg_core.pictures import case_title, dice_plot_png, overlay_png
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
 
 RAW = "raw"
@@ -180,5 +180,5 @@ def _worth(score: CaseScore) -> float:
 def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
     """One case in three planes, on the case's own grid, where the image is at hand without the source."""
     view = open_view(score.record(), stored, folder / "predictions", ingest)
-    path = folder / "pictures" / f"{score.case}.png"
-    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title(view))
+    title, path = case_title(score.case, view.score), folder / "pictures" / f"{score.case}.png"
+    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title)

@@ -13,7 +13,6 @@ from liverseg_core.report import svg
 from liverseg_core.report.caveats import volume_caveats
 from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
-    INTERVALS,
     MEASURE_NAMES,
     NAMES,
     NO_DEVICE,
@@ -27,7 +26,7 @@ from liverseg_core.report.results import (
     web_links,
     with_interval,
 )
-from liverseg_core.report.sources import ReportSources
+from liverseg_core.report.sources import INTERVALS, ReportSources
 
 FEW = 30
 """Cases below which an interval by bootstrap is too narrow to be trusted much."""

@@ -15,7 +15,6 @@ from liverseg_core.pictures import BACKGROUND, FAINT, GROUP_NAMES, INK, LIVER, T
 from liverseg_core.report import svg
 from liverseg_core.report.agreement import paired_plot, volumes_plot
 from liverseg_core.report.detection import lesions_plot
-from liverseg_core.report.results import digits_of
 from liverseg_core.report.sources import Rival
 from liverseg_core.report.svg import MARGIN, SMALL, WIDTH, Scale
 
@@ -36,18 +35,19 @@ class Measure:
     best: float
     """The worst value is the farthest from it."""
     least_span: float = 0.1
+    digits: int | None = None
     bent: bool = True
     """Whether a few large values may bend its scale."""
 
 
-DICE = Measure("dice", "Dice", 1)
+DICE = Measure("dice", "Dice", 1, digits=3)
 OTHERS = (
-    Measure("surface_dice_2mm", "Surface Dice at 2 mm", 1),
-    Measure("voe", "Volume overlap error", 0, bent=False),
+    Measure("surface_dice_2mm", "Surface Dice at 2 mm", 1, digits=3),
+    Measure("voe", "Volume overlap error", 0, digits=3, bent=False),
     Measure("hd95_mm", "HD95, mm", 0, 2),
     Measure("assd_mm", "ASSD, mm", 0, 1),
     Measure("mssd_mm", "MSSD, mm", 0, 2),
-    Measure("rvd", "RVD (+: too large)", 0),
+    Measure("rvd", "RVD (+: too large)", 0, digits=3),
 )
 
 
@@ -165,7 +165,7 @@ def _words(
 
 
 def _figure(value: float, measure: Measure) -> str:
-    return svg.number(value, digits_of(measure.key))
+    return svg.number(value, measure.digits)
 
 
 def _worst(values: Mapping[str, float], measure: Measure) -> str:

@@ -11,8 +11,8 @@ from PIL import Image as Pictures
 
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.config import IngestConfig, ReportConfig
-from liverseg_core.evaluation.case_view import CaseView, open_view, title
-from liverseg_core.pictures import overlay_png
+from liverseg_core.evaluation.case_view import CaseView, open_view
+from liverseg_core.pictures import case_title, overlay_png
 from liverseg_core.report.card import model_card
 from liverseg_core.report.films import film, poster
 from liverseg_core.report.page import Shown, report_page
@@ -123,7 +123,8 @@ def _draw_cases(
 
 
 def _draw(view: CaseView, path: Path) -> None:
-    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title(view))
+    title = case_title(view.case, view.score)
+    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title)
 
 
 def _curves(sources: ReportSources) -> bytes | None:

@@ -92,12 +92,6 @@ CAVEAT = (
 )
 
 
-INTERVALS = (
-    "In brackets: 95 % bootstrap intervals, from the 2.5th to the 97.5th percentile of the means of cases "
-    "drawn again."
-)
-
-
 def read_results(evaluation: Path) -> Results:
     """What `evaluate` or `pool` wrote into a folder."""
     found = json.loads((evaluation / "metrics.json").read_text())
@@ -150,9 +144,7 @@ def web_links(links: Mapping[str, str]) -> dict[str, str]:
 
 def digits_of(measure: str) -> int:
     """Decimals of one of the `MEASURES` that say something."""
-    if measure.endswith("_mm"):
-        return 2 if measure.startswith("assd") else 1  # the others are single places, not means
-    return 1 if measure.endswith("_ml") else 3
+    return 1 if measure.endswith("_ml") else 2 if measure.endswith("_mm") else 3
 
 
 def with_interval(found: Comparison, digits: int = 3, *, sign: bool = False) -> str:

@@ -11,6 +11,12 @@ WRITTEN = "written"
 """The provenance that says when the report was."""
 
 
+INTERVALS = (
+    "In brackets: 95 % bootstrap intervals, from the 2.5th to the 97.5th percentile of the means of cases "
+    "drawn again."
+)
+
+
 def duration(seconds: float) -> str:
     """In the two largest units that say something.
 

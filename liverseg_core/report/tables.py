@@ -12,7 +12,6 @@ from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
     CAVEAT,
     CRITERION_NAMES,
-    INTERVALS,
     MEASURE_NAMES,
     NAMES,
     POLICY_NAMES,
@@ -24,7 +23,7 @@ from liverseg_core.report.results import (
     number,
     with_interval,
 )
-from liverseg_core.report.sources import Rival
+from liverseg_core.report.sources import INTERVALS, Rival
 
 COLUMNS: Mapping[str, tuple[str, str, int]] = {
     "liver Dice": ("liver", "dice", 3),

@@ -3,10 +3,9 @@
 import html
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # it imports mlflow, which whoever only names columns does not pay for
-    from tasks.registry.versions import VersionRecord
+from tasks.registry.versions import VersionRecord
 
 MEASURES = "liverseg.measures"
 """Mean Dice, spread and number of cases by class group, as JSON."""
@@ -15,7 +14,7 @@ REPORT = "artifacts/report/report.html"
 NOT_KNOWN = "not recorded"
 
 
-def answers(version: "VersionRecord") -> dict[str, str]:
+def answers(version: VersionRecord) -> dict[str, str]:
     """The questions and what the version's tags say to each."""
     tags = {name.removeprefix("liverseg."): value for name, value in version.tags.items()}
 
@@ -41,7 +40,7 @@ def answers(version: "VersionRecord") -> dict[str, str]:
     }
 
 
-def links(version: "VersionRecord", experiment: str, server: str = "") -> dict[str, str]:
+def links(version: VersionRecord, experiment: str, server: str = "") -> dict[str, str]:
     """Where a browser finds what belongs to a version.
 
     Args:
@@ -55,7 +54,7 @@ def links(version: "VersionRecord", experiment: str, server: str = "") -> dict[s
     return found | ({"Prefect flow run": flow_run} if flow_run else {})
 
 
-def version_page(version: "VersionRecord", experiment: str) -> str:
+def version_page(version: VersionRecord, experiment: str) -> str:
     """The description that MLflow shows on the version's page, in Markdown."""
     # Names come from other people's files.
     rows = [f"**{question}?** {html.escape(answer)}" for question, answer in answers(version).items()]
@@ -63,17 +62,14 @@ def version_page(version: "VersionRecord", experiment: str) -> str:
     return "\n\n".join([*rows, linked, "Research software, not a medical device."]) + "\n"
 
 
-def mean_dice(version: "VersionRecord", group: str) -> str:
-    """A class group's native-space Dice in a column."""
-    return _figure(json.loads(version.tags.get(MEASURES, "{}")).get(group, {}).get("mean"))
+def mean_dice(version: VersionRecord, group: str) -> str:
+    """A class group's native-space Dice in a column, as `answers` has it."""
+    mean = json.loads(version.tags.get(MEASURES, "{}")).get(group, {}).get("mean")
+    return "–" if mean is None else f"{mean:.3f}"
 
 
 def _dice(group: str, found: Mapping[str, Any]) -> str:
     """Mean and spread of native-space Dice in a few words."""
-    name, mean = CLASSES.get(group, group), _figure(found["mean"])
-    spread = "" if found["sd"] is None else f" ± {_figure(found['sd'])}"
-    return f"{name} –" if found["mean"] is None else f"{name} Dice {mean}{spread} of {found['n']}"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    name, mean = CLASSES.get(group, group), found["mean"]
+    spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
+    return f"{name} –" if mean is None else f"{name} Dice {mean:.3f}{spread} of {found['n']}"
