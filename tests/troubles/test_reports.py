@@ -24,7 +24,6 @@ from liverseg_core.cases.data_report import CaseRow
 from liverseg_core.cases.split import split_cases
 from liverseg_core.cases.store import IMAGE
 from liverseg_core.config import IngestConfig, NetworkConfig, SplitConfig
-from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation.case_view import CaseView
 from liverseg_core.evaluation.measures import score_case, summarise
 from liverseg_core.models.caveats import caveats
@@ -371,6 +370,5 @@ def test_whole_numbers_are_numbers(served: Any) -> None:
     ],
 )
 def test_what_is_no_scan_has_a_code(served: Any, scan: dict[str, Any], code: str) -> None:
-    with pytest.raises(LiversegError) as refused:
+    with pytest.raises(Exception, match=rf"^{code}: "):
         served.predict(None, pd.DataFrame([{"image": VOXELS, "affine": WHOLE, **scan}]))
-    assert refused.value.code == code
