@@ -127,6 +127,21 @@ def dice_plot_png(path: Path, per_case: Mapping[str, Mapping[str, float]]) -> No
     _save(figure, path)
 
 
+def case_title(case: str, score: Mapping[str, Any]) -> str:
+    """What stands above a picture of a case: its name and Dice.
+
+    Args:
+        case: Its name.
+        score: From `CaseScore.record`.
+    """
+    dice = {group: score[group]["dice"] for group in ("liver", "liver_only", "tumour")}
+    told = (
+        f"{GROUP_NAMES.get(group, group)} {'none' if value is None else f'{value:.3f}'}"
+        for group, value in dice.items()
+    )
+    return f"{case}: Dice of {', '.join(told)}"
+
+
 def focus(label: Label | None, prediction: Label | None, shape: Shape) -> tuple[int, int, int]:
     """The voxel to cut through: in the largest tumour, else the middle of the liver, else of the image.
 

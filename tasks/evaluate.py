@@ -14,7 +14,7 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
     """Score the model on the validation cases, or find the scores that are there.
 
     Returns:
-        `key`, `path`, `summary`, `cases`, `cached`.
+        `key`, `path`, `summary`, `cases`, `device`, `cached`.
     """
     settings, validation = context.settings, dataset["validation"]
     inputs = {"model": model["key"], "validation": validation}
@@ -22,12 +22,13 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
 
     def make(staging: Path) -> Facts:
         from liverseg_core.evaluation.evaluate import evaluate as score
-        from liverseg_core.models.model import load_model
+        from liverseg_core.models.model import device_name, load_model
 
         network = load_model(context.store.fetch(TRAIN, model["key"]), settings.compute.device)
         cases = fetch_cases(context, validation)
         progress = functools.partial(context.report.progress, "evaluate")
-        return score(network, cases, settings.evaluate, staging, progress)
+        facts = score(network, cases, settings.evaluate, staging, progress)
+        return {**facts, "device": device_name(network.device)}
 
     artifact = produce(context.store, recipe, make)
     context.report.finished("evaluate", f"{len(validation)} validation cases", artifact.cached)

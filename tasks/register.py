@@ -43,7 +43,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
         if run_id is None:  # trained under another tracking store, or this one's run was deleted
             run_id = open_training_run(context, dataset, model["key"])
             finish_run(run_id, "FINISHED")
-        trained = _trainings(context.store, model["key"])
+        trained = trainings(context.store, model["key"])
         request = Registration(
             key=recipe.key,
             run_id=run_id,
@@ -132,12 +132,12 @@ def _short(digest: str) -> str:
     return hashlib.sha256(digest.encode()).hexdigest()[:16]
 
 
-def _trainings(store: Store, key: str) -> list[Mapping[str, Any]]:
+def trainings(store: Store, key: str) -> list[Mapping[str, Any]]:
     """The manifests of a model's training; of an ensemble, those of its members."""
     found = store.find(TRAIN, key)
     assert found, "it was evaluated"
     members = found.manifest["inputs"].get("members")
-    return [one for member in members for one in _trainings(store, member)] if members else [found.manifest]
+    return [one for member in members for one in trainings(store, member)] if members else [found.manifest]
 
 
 def _recipe_line(train: TrainConfig, members: int) -> str:

@@ -3,20 +3,25 @@
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import EVALUATE, REPORT, TRAIN
+from liverseg_core.cases.data_report import CaseRow
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
-from liverseg_core.report.sources import ReportSources, Rival
+from liverseg_core.provenance import library_versions
+from liverseg_core.report.places import placeless, placeless_values
+from liverseg_core.report.sources import WRITTEN, ReportSources, Rival, duration
 from tasks.context import Context, Record, fetch_cases
 from tasks.ensemble import Fold
 from tasks.ingest import data_report
-from tasks.register import flow_run_link
+from tasks.register import flow_run_link, trainings
 from tasks.registry.report_reference import PAGE
 from tasks.stage import stage_task
 
@@ -76,7 +81,7 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
     settings = context.settings
     tracking = connect_patiently(settings)
     links = _mlflow_links(tracking.uri, tracking.experiment, version) | flow_run_link("Prefect flow run")
-    champion, verdict = _champion(context.store, made, version)
+    champion, verdict = _champion(context.store, version)
     with _whole_evaluation(context.store, made.evaluation["key"]) as evaluation:
         sources = ReportSources(
             title=f"{version['name']} version {version['version']}",
@@ -87,9 +92,9 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
             resumed_from=made.model.get("resumed_from", []),
             training=[case["case"] for case in made.dataset["training"]],
             validation=fetch_cases(context, made.dataset["validation"]),
-            data=data_report(context, cases),
+            data=_placeless(data_report(context, cases), settings),
             champion=champion,
-            verdict=verdict,
+            verdict=placeless(verdict),
             provenance=_provenance(context.store, made, version),
             recipe=_recipe_yaml(settings),
             links=links,
@@ -100,22 +105,19 @@ def _write(context: Context, cases: Record, made: Fold, version: Record, folder:
     return {**facts, "title": sources.title, "links": links}
 
 
-def _champion(store: Store, made: Fold, version: Record) -> tuple[Rival | None, str]:
-    """Whom the model was compared with, where its scores are at hand, and what came of it."""
+def _champion(store: Store, version: Record) -> tuple[Rival | None, str]:
+    """Whom the model was compared with, by the scores that decided, where they are here; and the verdict."""
     against, verdict = version.get("against"), version["reason"]
     if against is None:
         return None, verdict
     name = f"{against['name']} version {against['version']}"
-    key = against["evaluation_key"]  # a version that was registered otherwise may have none
-    found = store.find(EVALUATE, key) if key else None
+    key = against["evaluation_key"]
+    if key is None:  # nothing was compared, as the verdict says
+        return None, verdict
+    found = store.find(EVALUATE, key)
     if found is None:
         return None, f"{verdict}. The evaluation of {name} is not in this store, so its scores are not shown"
-    scores, validation = found.facts["cases"], made.dataset["validation"]
-    measured = found.manifest["inputs"].get("validation")  # a pooled one lists evaluations instead
-    alike = {case["case"] for case in scores} == {case["case"] for case in validation}
-    if not alike or measured not in (None, validation):  # a case of that name may have another label now
-        return None, f"{verdict}. {name} was measured on other cases, so its scores are not shown"
-    return Rival(name, scores), verdict
+    return Rival(name, found.facts["cases"]), verdict
 
 
 @contextlib.contextmanager
@@ -138,19 +140,50 @@ def _whole_evaluation(store: Store, key: str) -> Iterator[Path]:
 
 
 def _provenance(store: Store, made: Fold, version: Record) -> dict[str, str]:
-    trained = _manifest(store.fetch(TRAIN, made.model["key"]))
-    scored = _manifest(store.fetch(EVALUATE, made.evaluation["key"]))
-    libraries = ", ".join(f"{name} {found}" for name, found in trained["libraries"].items())
+    trained = trainings(store, made.model["key"])
+    scored = _scorings(store, made.evaluation["key"])
+    libraries = ", ".join(f"{name} {found}" for name, found in trained[0]["libraries"].items())
+    now, ours = datetime.now(UTC).isoformat(), library_versions(("liverseg",))["liverseg"]
     told = {
+        WRITTEN: f"{_minute(now)} with liverseg {ours}",
+        "trained": _made(trained),
+        "evaluated": _made(scored),
         "data key": made.dataset["key"],
         "model key": made.model["key"],
         "evaluation key": made.evaluation["key"],
         "registration key": version["key"],
-        "trained at commit": trained["git_commit"],
-        "evaluated at commit": scored["git_commit"],
+        "trained at commit": trained[0]["git_commit"],
+        "evaluated at commit": scored[0]["git_commit"],
         "libraries": libraries,
     }
     return {name: value for name, value in told.items() if value}
+
+
+def _scorings(store: Store, key: str) -> list[Mapping[str, Any]]:
+    """The manifests of an evaluation; of a pooled one, those of the folds'."""
+    manifest = _manifest(store.fetch(EVALUATE, key))
+    folds = manifest["inputs"].get("evaluations", ())
+    return [_manifest(store.fetch(EVALUATE, fold)) for fold in folds] or [manifest]
+
+
+def _made(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """When artifacts were made, in what time together, on what, with what; older ones don't say all of it."""
+    dates = [one["finished"] for one in manifests if "finished" in one]
+    seconds, resumed = sum(one["seconds"] for one in manifests), any(one.get("resumed") for one in manifests)
+    devices = dict.fromkeys(one["facts"].get("device") for one in manifests)
+    versions = dict.fromkeys(one.get("liverseg") for one in manifests)
+    parts = [
+        _minute(max(dates)) if dates else "",
+        f"in {duration(seconds)}{' since it was last started' if resumed else ''}",
+        *(f"on {device}" for device in devices if device),
+        *(f"with liverseg {version}" for version in versions if version),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _minute(moment: str) -> str:
+    """`2026-11-30 02:12 UTC`, of a time in UTC as ISO 8601 has it."""
+    return f"{moment[:16].replace('T', ' ')} UTC"
 
 
 def _recipe_yaml(settings: Settings) -> str:
@@ -158,7 +191,15 @@ def _recipe_yaml(settings: Settings) -> str:
 
     sections = {name: getattr(settings, name).canonical() for name in DECIDING}
     register = {"model": settings.register_.model, "tolerance": settings.register_.tolerance}
-    return yaml.safe_dump({**sections, "register": register}, sort_keys=False)
+    shown = placeless_values({**sections, "register": register})
+    return yaml.safe_dump(shown, sort_keys=False)
+
+
+def _placeless(rows: Iterable[CaseRow], settings: Settings) -> list[CaseRow]:
+    """The data report's rows, whose problems may name files of this machine."""
+    known = [Path(place).absolute() for place in (settings.source, settings.store) if place]
+    folders = [str(folder) for place in known for folder in (place, place.parent)]
+    return [replace(row, problem=placeless(row.problem, folders)) if row.problem else row for row in rows]
 
 
 def _mlflow_links(uri: str, experiment: str, version: Record) -> dict[str, str]:

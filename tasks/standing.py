@@ -83,4 +83,4 @@ def measure_champion(context: Context, dataset: Record, champion: "VersionRecord
     evaluation = evaluate_task(context, dataset, {"key": model})
     tracking = connect_patiently(settings)
     reference = f"models:/{champion.name}/{champion.version}"
-    add_scores(tracking, reference, Measured.of(seen, evaluation["cases"]))
+    add_scores(tracking, reference, Measured.of(seen, evaluation["cases"], evaluation["key"]))

@@ -22,7 +22,8 @@ def train(context: Context, dataset: Record) -> Record:
     """Train on the dataset's training cases, or find the model that is there.
 
     Returns:
-        `key`, `run_id` of the MLflow run, `steps`, `resumed_from` and the last training values, `cached`.
+        `key`, `run_id` of the MLflow run, `steps`, `resumed_from`, `device` and the last training values,
+        `cached`.
     """
     settings = context.settings
     recipe, start = _recipe(context, dataset)
@@ -65,6 +66,7 @@ class _Making:
 def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     context.report.progress("train", 0, context.settings.train.steps)
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
+    from liverseg_core.models.model import device_name, pick_device
     from liverseg_core.training.train import HISTORY, TrainJob
     from liverseg_core.training.train import train as fit
     from tasks.registry.metric_log import MetricLog
@@ -95,7 +97,8 @@ def _train(context: Context, dataset: Record, making: _Making) -> Facts:
         raise
     finally:
         finish_run(run_id, ended)
-    return {**facts, "run_id": run_id}
+    device = device_name(pick_device(settings.compute.device), settings.compute.processes)
+    return {**facts, "run_id": run_id, "device": device}
 
 
 def _mirror(context: Context, key: str, checkpoints: Path) -> None:

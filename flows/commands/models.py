@@ -58,6 +58,7 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
     settings = load_settings(config, store=store)
     versions = []
     if is_tracked(settings):
+        from tasks.registry.version_page import mean_dice
         from tasks.registry.versions import list_versions
 
         versions = list_versions(_tracking(settings), settings.register_.model)
@@ -65,13 +66,13 @@ def list_models(config: Config = None, store: Store = None, as_json: Json = Fals
         print_json([asdict(version) for version in versions])
         return
     headings = ("version", "aliases", "registered", "liver", "tumour", "data", "model")
-    tags = ("dice.liver", "dice.tumour", "data_key", "model_key")
     rows = [
         [
             one.version,
             " ".join(one.aliases),
             one.created[:16].replace("T", " "),
-            *(one.tags.get(f"liverseg.{tag}", "–")[:12] for tag in tags),
+            *(mean_dice(one, group) for group in ("liver", "tumour")),
+            *(one.tags.get(f"liverseg.{key}", "–")[:12] for key in ("data_key", "model_key")),
         ]
         for one in versions
     ]

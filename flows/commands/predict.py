@@ -12,6 +12,7 @@ from flows.commands.options import Config, Dask, Device, Json, Store, print_json
 from flows.console import DATA, plain_table, say, watching
 from liverseg_core.config import ComputeConfig
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.models.caveats import caveats_of
 
 NIFTI = (".nii", ".nii.gz")
 COLUMNS = ("liver_ml", "tumour_ml", "burden", "lesions", "largest_diameter_mm")
@@ -81,6 +82,7 @@ def predict(
     if not found:
         raise next(iter(errors.values()))
     _show([found[one.scan] for one in wanted if one.scan in found], as_json)
+    say_caveats(folder)
     for scan, error in errors.items():
         say(f"{scan}: {error}")
     if errors:
@@ -94,6 +96,12 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:
     rows = [[one["image"], one["label"], *(_shown(name, one[name]) for name in COLUMNS)] for one in found]
     DATA.print(plain_table(("image", "label", *COLUMNS), rows))
     say("Research software, not a medical device.")
+
+
+def say_caveats(model: Path) -> None:
+    """Tell what the model's settings alone say of its volumes."""
+    for told in caveats_of(model):
+        say(f"Caveat: {told}")
 
 
 def _shown(name: str, value: float | None) -> str:

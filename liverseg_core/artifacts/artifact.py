@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def _differs(path: Path, entry: Mapping[str, Any], read_up_to: int | None) -> bo
     return (read_up_to is None or size <= read_up_to) and _sha256(path) != entry["sha256"]
 
 
-def make_manifest(recipe: Recipe, folder: Path, facts: Facts, seconds: float) -> Facts:
+def make_manifest(recipe: Recipe, folder: Path, facts: Facts, seconds: float, resumed: bool = False) -> Facts:
     """The manifest of what `folder` holds now.
 
     Args:
@@ -167,6 +168,7 @@ def make_manifest(recipe: Recipe, folder: Path, facts: Facts, seconds: float) ->
         folder: Every file below it is listed with size and digest.
         facts: The record that the stage hands on.
         seconds: How long it took.
+        resumed: Whether it went on from what a killed process left: the seconds are of the last one.
     """
     files = sorted(path for path in files_below(folder) if path.name != MANIFEST)
     manifest: Facts = {
@@ -180,9 +182,12 @@ def make_manifest(recipe: Recipe, folder: Path, facts: Facts, seconds: float) ->
             for path in files
         ],
         "facts": facts,
+        "liverseg": library_versions(("liverseg",))["liverseg"],
         "git_commit": git_commit(),
         "libraries": library_versions(recipe.stage.libraries),
         "seconds": round(seconds, 3),
+        "resumed": resumed,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "attempt": uuid.uuid4().hex,
     }
     manifest = json.loads(json.dumps(manifest))  # what a reader will see

@@ -105,8 +105,8 @@ def produce(store: Store, recipe: Recipe, make: Callable[[Path], Facts]) -> Arti
         found = store.find(stage, key)  # who held the staging folder may just have committed it
         if found is not None:
             return found
-        started = time.monotonic()
+        started, resumed = time.monotonic(), any(staging.iterdir())
         facts = make(staging)
-        manifest = make_manifest(recipe, staging, facts, time.monotonic() - started)
+        manifest = make_manifest(recipe, staging, facts, time.monotonic() - started, resumed)
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
         return store.commit(stage, key, staging)

@@ -8,13 +8,13 @@ MONAI = (("monai", "1.6.1"),)
 stays found."""
 
 INGEST = Stage("ingest", "cases", version=6, libraries=("numcodecs", "zarr"))
-SPLIT = Stage("split", "datasets", version=1)
+SPLIT = Stage("split", "datasets", version=2)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True)
 EVALUATE = Stage(
-    "evaluate", "evaluations", version=4, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
+    "evaluate", "evaluations", version=5, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
 )
-REGISTER = Stage("register", "registrations", version=3)
-REPORT = Stage("report", "reports", version=1)
+REGISTER = Stage("register", "registrations", version=4)
+REPORT = Stage("report", "reports", version=2)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)
 POOL = Stage("pool", EVALUATE.folder, version=3)

@@ -22,6 +22,8 @@ from liverseg_core.classes import CLASSES, COLOURS
 from liverseg_core.volumes.geometry import Grid
 
 OME_VERSION = "0.5"
+ORIENTATIONS = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
+"""Towards what each stored axis runs in the patient; canonical is RAS+."""
 SHUFFLE = {np.dtype(np.int16): "shuffle", np.dtype(np.uint8): "noshuffle"}
 """Shuffling bits packs CT 5–11 % better, and takes up to 1.5 times as long to pack, 1.4–1.8 times to unpack.
 Labels, in long runs of one class, pack as well unshuffled, and unpack five times as fast."""
@@ -165,13 +167,26 @@ def _ome(**content: object) -> dict[str, Any]:
     return {"version": OME_VERSION, **content}
 
 
+def _anatomical(value: str) -> dict[str, str]:
+    return {"type": "anatomical", "value": value}
+
+
 def _multiscales(grid: Grid, name: str) -> list[dict[str, Any]]:
-    """Scale and first-voxel place; direction cosines, which the format can't hold, are in our attributes."""
+    """Scale, first-voxel place, and which way the axes run.
+
+    Millimetres count along the axes as they are named, so the place is in RAS+ too: who takes them for LPS+
+    must turn the signs of x and y. Direction cosines, which the format can't hold, are in our attributes.
+
+    Source: RFC-4 of NGFF, anatomical orientation of axes.
+    """
     transforms = [
         {"type": "scale", "scale": list(grid.spacing_mm[::-1])},
         {"type": "translation", "translation": [float(value) for value in grid.affine[2::-1, 3]]},
     ]
-    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    axes = [
+        {"name": name, "type": "space", "unit": "millimeter", "orientation": _anatomical(value)}
+        for name, value in ORIENTATIONS.items()
+    ]
     return [
         {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": transforms}]}
     ]

@@ -5,10 +5,17 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from html import escape
 
-from liverseg_core.cases.data_report import HEADINGS, MEANING, CaseRow, cells
+from liverseg_core.cases.data_report import (
+    BODY_COLUMN,
+    BODY_MEANING,
+    HEADINGS,
+    MEANING,
+    CaseRow,
+    cells,
+)
 from liverseg_core.page import cell, data_url, head, html_page
 
-NUMBERS = {"shape", "spacing mm", "body HU", "liver ml", "tumour ml", "tumours"}
+NUMBERS = {"shape", "spacing mm", BODY_COLUMN, "liver ml", "tumour ml", "tumours"}
 
 
 def data_page(title: str, about: str, rows: Sequence[CaseRow], pictures: Mapping[str, bytes]) -> str:
@@ -74,7 +81,7 @@ def data_table(rows: Sequence[CaseRow], linked: Collection[str] = ()) -> Iterato
             reason = f'<span class="problem">{escape(row.problem)}</span>'
             yield f'<td class="reason" colspan="{len(HEADINGS) - 1}">{reason}</td>'
         yield "</tr>"
-    yield "</tbody></table></div>"
+    yield f'</tbody></table></div><p class="faint">{BODY_MEANING}</p>'
 
 
 def _shown(row: CaseRow, name: str, text: str, linked: bool) -> str:
@@ -91,7 +98,7 @@ def _key(row: CaseRow, name: str, text: str) -> str:
     keys = {
         "shape": row.shape and math.prod(row.shape),
         "spacing mm": row.spacing_mm and max(row.spacing_mm),
-        "body HU": row.body_hu and row.body_hu["p50"],
+        BODY_COLUMN: row.body_hu and row.body_hu["p50"],
         "liver ml": row.liver_ml,
         "tumour ml": row.tumour_ml,
     }

@@ -6,7 +6,7 @@ at this one", never "leave it out". They are in no key, so a bound can change wi
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,8 +33,10 @@ REMEDY = "in the override file (ingest.spacing_overrides)"
 AXES_REMEDY = f"look at its picture, and give its axes {REMEDY}"
 
 SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
+BODY_COLUMN = f"body HU, {' '.join(SHOWN_PERCENTILES)}"
+BODY_MEANING = "body HU: these percentiles of all that is brighter than −500 HU"
 
-HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
+HEADINGS = ("case", "shape", "spacing mm", "axes", BODY_COLUMN, "liver ml", "tumour ml", "tumours", "flags")
 
 MEANING: Mapping[str, str] = {
     "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: "
@@ -82,6 +84,8 @@ class CaseRow:
         flags: Names in `MEANING`.
         same_voxels_as: The first `NAMED` other cases behind `duplicate-voxels`.
         problem: Why the case can't be used.
+        stored_liver_ml: Liver with tumours in the label as it is, or would be, stored for training.
+        stored_tumour_ml: Tumours in it.
     """
 
     case: str
@@ -96,6 +100,8 @@ class CaseRow:
     flags: tuple[str, ...] = ()
     same_voxels_as: tuple[str, ...] = ()
     problem: str | None = None
+    stored_liver_ml: float | None = None
+    stored_tumour_ml: float | None = None
 
 
 def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
@@ -146,10 +152,12 @@ def cells(row: CaseRow) -> list[str]:
 def volumes_ml(facts: Mapping[str, Any]) -> tuple[float, float] | None:
     """Liver with tumours, and tumours alone, on the label's own voxels; None without a label."""
     label = facts["native_label"]
-    if label is None:
-        return None
-    voxel_ml = math.prod(facts["native_spacing_mm"]) / 1000
-    _, liver, tumour = label["voxels"]
+    return label and _ml(label["voxels"], facts["native_spacing_mm"])
+
+
+def _ml(voxels: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
+    _, liver, tumour = voxels
+    voxel_ml = math.prod(spacing_mm) / 1000
     return (liver + tumour) * voxel_ml, tumour * voxel_ml
 
 
@@ -181,7 +189,8 @@ def _odd_offset(body: Mapping[str, Any] | None, share: float) -> bool:
 
 
 def _row(facts: Mapping[str, Any]) -> CaseRow:
-    body, volumes, label = facts["fingerprint"]["body_hu"], volumes_ml(facts), facts["native_label"]
+    fingerprint, volumes, label = facts["fingerprint"], volumes_ml(facts), facts["native_label"]
+    body, stored = fingerprint["body_hu"], label and _ml(fingerprint["voxels"], facts["spacing_mm"])
     return CaseRow(
         case=facts["case"],
         labelled=facts["labelled"],
@@ -193,4 +202,6 @@ def _row(facts: Mapping[str, Any]) -> CaseRow:
         tumour_ml=volumes and round(volumes[1], 2),
         tumours=label and label["tumours"],
         flags=tuple(flags_of(facts)),
+        stored_liver_ml=stored and round(stored[0], 2),
+        stored_tumour_ml=stored and round(stored[1], 2),
     )

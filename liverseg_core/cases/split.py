@@ -16,6 +16,7 @@ from liverseg_core.artifacts.artifact import Artifact, Recipe, digest_json
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import SPLIT
 from liverseg_core.cases.case_record import CaseRecord
+from liverseg_core.classes import CLASSES
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
 
@@ -24,7 +25,8 @@ def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, 
     """Divide stored cases into training, validation and unlabelled.
 
     The artifact's key is the data version. Its facts list `training`, `validation` and `unlabelled` as
-    `{"case", "key"}`; `dataset_0.json` beside the manifest is the same as a datalist.
+    `{"case", "key"}`; `dataset_0.json` beside the manifest is the same as a datalist, with the properties
+    that readers of a Decathlon `dataset.json` want.
 
     Raises:
         LiversegError: LS330 when voxels of a validation case also train, LS331 when the sizes can't be met,
@@ -167,6 +169,14 @@ def _datalist(facts: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "name": facts["dataset"],
+        "description": f"Split of {facts['dataset']}",
+        "reference": "",
+        "licence": "",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {str(value): name for value, name in enumerate(CLASSES)},
+        "numTraining": len(facts["training"]),
+        "numTest": len(facts["unlabelled"]),
         "training": [pair(entry) for entry in facts["training"]],
         "validation": [pair(entry) for entry in facts["validation"]],
         "test": [f"imagesTs/{entry['case']}.nii.gz" for entry in facts["unlabelled"]],

@@ -21,7 +21,7 @@ from liverseg_core.inference.native_volume import replacing
 from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
 from liverseg_core.inference.predict import segment_prepared
 from liverseg_core.models.model import INFERENCE, Model
-from liverseg_core.pictures import dice_plot_png, overlay_png
+from liverseg_core.pictures import case_title, dice_plot_png, overlay_png
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
 
 RAW = "raw"
@@ -180,6 +180,5 @@ def _worth(score: CaseScore) -> float:
 def _draw(score: CaseScore, stored: Path, ingest: IngestConfig, folder: Path) -> None:
     """One case in three planes, on the case's own grid, where the image is at hand without the source."""
     view = open_view(score.record(), stored, folder / "predictions", ingest)
-    dice = ", ".join(f"{group} Dice {found.dice:.3f}" for group, found in score.overlaps.items())
-    title, path = f"{score.case}: {dice}", folder / "pictures" / f"{score.case}.png"
+    title, path = case_title(score.case, view.score), folder / "pictures" / f"{score.case}.png"
     overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title)

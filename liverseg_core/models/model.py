@@ -126,6 +126,16 @@ def load_weights(folder: Path, network: nn.Module, config: NetworkConfig) -> Non
     network.load_state_dict(model.network.state_dict())
 
 
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """What a person calls a device, or the one that each of several processes has."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU ({threads} thread{'s' * (threads > 1)})"
+    else:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{processes} × {name}" if processes > 1 else name
+
+
 def pick_device(name: str) -> torch.device:
     """The device of this name; `auto` is the GPU where there is one.
 

@@ -9,6 +9,8 @@ import yaml
 
 from liverseg_core.cases.data_report import CaseRow
 from liverseg_core.evaluation.measures import MEASURES
+from liverseg_core.report import svg
+from liverseg_core.report.caveats import volume_caveats
 from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
     MEASURE_NAMES,
@@ -24,7 +26,7 @@ from liverseg_core.report.results import (
     web_links,
     with_interval,
 )
-from liverseg_core.report.sources import ReportSources
+from liverseg_core.report.sources import INTERVALS, ReportSources
 
 FEW = 30
 """Cases below which an interval by bootstrap is too narrow to be trusted much."""
@@ -67,25 +69,26 @@ def _what(spec: Mapping[str, Any]) -> Iterator[str]:
 def _data(sources: ReportSources) -> Iterator[str]:
     rows = {row.case: row for row in sources.data}
     trained = [rows[name] for name in sources.training if name in rows]
-    kind = "computed phantom cases, no patients" if sources.phantom else "cases"
+    kind = _cases(len(sources.training), sources) + (", no patients" if sources.phantom else "")
     yield f"- Dataset: {_escape(sources.dataset)}"
     shared = set(sources.training) & set(sources.validation)
-    others = f"{len(sources.validation)}{'' if shared else ' others'} of the same dataset"
-    yield f"- Trained on {len(sources.training)} {kind}; measured on {others}"
+    measured = len(sources.validation)
+    others = f"{measured}{'' if shared else ' other' if measured == 1 else ' others'} of the same dataset"
+    yield f"- Trained on {kind}; measured on {others}"
     if tumours := sum(bool(row.tumours) for row in trained):
-        yield f"- {tumours} of the training cases have tumours"
+        yield f"- Training cases with tumours: {tumours}"
     if spacings := [row.spacing_mm for row in trained if row.spacing_mm]:
         yield f"- Voxels of the training scans: {_span(map(min, spacings), 2)} mm at their finest,"
         yield f"  {_span(map(max, spacings), 2)} mm at their longest"
     flagged = sum(bool(row.flags) for row in sources.data)
     unusable = sum(row.problem is not None for row in sources.data)
-    yield f"- Of {len(sources.data)} cases in the dataset {unusable} could not be used, {flagged} are flagged"
+    yield f"- Cases in the dataset: {len(sources.data)}; could not be used: {unusable}; flagged: {flagged}"
 
 
 def _measures(sources: ReportSources, results: Results, spec: Mapping[str, Any]) -> Iterator[str]:
-    what = "phantom cases" if sources.phantom else "cases"
-    yield f"On {len(results.scores)} {what}, in each scan's own voxels against its own label. In brackets:"
-    yield "95 % bootstrap interval over cases. n: cases that define the measure."
+    what = _cases(len(results.scores), sources)
+    yield f"On {what}, in each scan's own voxels against its own label. {INTERVALS}"
+    yield "n: cases that define the measure."
     yield ""
     yield "| | mean Dice | n |\n|---|---|---|"
     for group, name in NAMES.items():
@@ -101,6 +104,9 @@ def _measures(sources: ReportSources, results: Results, spec: Mapping[str, Any])
             if not measure.startswith("dice"):
                 name = f"{NAMES[group]}: {MEASURE_NAMES[measure]}"
                 yield _row(name, summary["spread"][measure], digits_of(measure))
+    if told := volume_caveats(sources):
+        yield "\nWhat to keep in mind of its volumes:\n"
+        yield from (f"- {one}" for one in told)
     yield from _optimism(sources, spec)
     if sources.champion:
         yield f"\nCompared with {_escape(sources.champion.name)}. Verdict: {_escape(sources.verdict)}"
@@ -152,7 +158,8 @@ def _limits(sources: ReportSources, results: Results) -> Iterator[str]:
     yield "- Nothing was measured by scanner, contrast phase, age, sex or disease: the data does not say."
     yield "- Cases from elsewhere than this dataset were not measured."
     if len(results.scores) < FEW:
-        yield f"- {len(results.scores)} cases are few: intervals are rough, rare failures may be missing."
+        few = svg.cases(len(results.scores))
+        yield f"- {few}: so few that intervals are rough, and rare failures may be missing."
     yield from _without_tumours(results.scores)
     rows = [row for row in sources.data if row.case in sources.validation]
     yield from _range_measured(rows)
@@ -167,7 +174,7 @@ def _without_tumours(scores: Scores) -> Iterator[str]:
     free = [case for case in scores if not case["tumour"]["voxels"]["reference"]]
     if free:
         false = sum(case["tumour"]["voxels"]["prediction"] > 0 for case in free)
-        yield f"- {len(free)} of the cases measured have no tumour; in {false} of them it invented one."
+        yield f"- Cases measured without a tumour: {len(free)}; it invented one in {false} of them."
     else:
         yield "- No case without a tumour was measured, so false alarms in healthy livers were not."
 
@@ -177,6 +184,10 @@ def _range_measured(rows: list[CaseRow]) -> Iterator[str]:
         yield f"- Measured on voxels {_span(map(max, spacings), 2)} mm long; outside of that it was not."
     if volumes := [row.liver_ml for row in rows if row.liver_ml is not None]:
         yield f"- Measured on livers of {_span(volumes, 0)} ml; outside of that it was not."
+
+
+def _cases(count: int, sources: ReportSources) -> str:
+    return svg.cases(count).replace(" ", " computed phantom ") if sources.phantom else svg.cases(count)
 
 
 def _purpose() -> Iterator[str]:

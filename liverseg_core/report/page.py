@@ -7,13 +7,16 @@ from pathlib import Path
 
 from liverseg_core.cases.data_page import data_overview, data_table
 from liverseg_core.page import data_url, html_page
+from liverseg_core.report import svg
+from liverseg_core.report.caveats import volume_caveats
 from liverseg_core.report.plots import lesions_plot, measures_plot, paired_plot, volumes_plot
 from liverseg_core.report.results import NAMES, NO_DEVICE, PHANTOM, Results, mean_dice, number, web_links
-from liverseg_core.report.sources import ReportSources
+from liverseg_core.report.sources import WRITTEN, ReportSources
 from liverseg_core.report.tables import against_others, case_table, lesion_table, measures_table
 from liverseg_core.report.viewer import ASSETS, Packed, viewer_html
 
 STYLE = Path(__file__).with_name("report.css")
+CAVEATS = "volumes"
 
 
 @dataclass
@@ -36,15 +39,18 @@ class Shown:
 
 def report_page(sources: ReportSources, results: Results, shown: Shown) -> str:
     """The whole page as HTML; every text is escaped, since names come from other people's files."""
+    caveats = [f'<p class="caveat">{escape(told)}</p>' for told in volume_caveats(sources)]
+    see = f'<p class="caveat">Volumes: <a href="#{CAVEATS}">what to keep in mind of them</a></p>'
+    volumes = [see] * bool(caveats)
     sections = {
         "Against others": against_others(sources.title, results, sources.champion),
-        "Plots": _plots(sources, results),
+        "Plots": [*_plots(sources, results), *volumes],
         "Look inside": _viewer(shown),
         "Lowest Dice": _pictures(shown),
         "Films": _films(shown),
         "Lesions": lesion_table(results.summary["lesions"]),
-        "All measures": measures_table(results.summary),
-        "Every case": case_table(results.scores, _links(shown)),
+        "All measures": [*measures_table(results.summary), f'<div id="{CAVEATS}">', *caveats, "</div>"],
+        "Every case": [*case_table(results.scores, _links(shown)), *volumes],
         "Training": _training(sources, shown),
         "Data": _data(sources),
         "How it was made": _origin(sources),
@@ -59,9 +65,11 @@ def report_page(sources: ReportSources, results: Results, shown: Shown) -> str:
 
 
 def _top(sources: ReportSources, results: Results, names: Sequence[str]) -> Iterator[str]:
-    counts = f"{len(sources.training)} cases to train on, {len(results.scores)} to validate"
+    counts = f"{svg.cases(len(sources.training))} to train on, {len(results.scores)} to validate"
     yield f"<header><h1>{escape(sources.title)}</h1>"
-    yield f'<p class="faint">Report on {escape(sources.dataset)}: {counts}. {NO_DEVICE}</p>'
+    written = sources.provenance.get(WRITTEN)
+    when = f" Written {escape(written)}." if written else ""
+    yield f'<p class="faint">Report on {escape(sources.dataset)}: {counts}.{when} {NO_DEVICE}</p>'
     if sources.phantom:
         yield f'<p class="phantom" role="note">{PHANTOM}</p>'
     yield '<ul class="counts">'

@@ -12,16 +12,14 @@ from PIL import Image as Pictures
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.config import IngestConfig, ReportConfig
 from liverseg_core.evaluation.case_view import CaseView, open_view
-from liverseg_core.pictures import overlay_png
+from liverseg_core.pictures import case_title, overlay_png
 from liverseg_core.report.card import model_card
 from liverseg_core.report.films import film, poster
 from liverseg_core.report.page import Shown, report_page
 from liverseg_core.report.results import (
-    NAMES,
     Results,
     hardest_tumours_first,
     headline,
-    number,
     read_results,
     worst_first,
 )
@@ -125,10 +123,8 @@ def _draw_cases(
 
 
 def _draw(view: CaseView, path: Path) -> None:
-    dice = ", ".join(f"{name} {number(view.score[group]['dice']) or 'none'}" for group, name in NAMES.items())
-    overlay_png(
-        path, view.image, view.reference, view.prediction, view.spacing_mm, f"{view.case}: Dice of {dice}"
-    )
+    title = case_title(view.case, view.score)
+    overlay_png(path, view.image, view.reference, view.prediction, view.spacing_mm, title)
 
 
 def _curves(sources: ReportSources) -> bytes | None:

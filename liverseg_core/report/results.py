@@ -98,9 +98,9 @@ def read_results(evaluation: Path) -> Results:
     return Results(found["cases"], found["summary"])
 
 
-def mean_dice(scores: Scores, group: str) -> Comparison:
+def mean_dice(scores: Scores, group: str, measure: str = "dice") -> Comparison:
     """Mean Dice of the cases that define it, with its bootstrap interval: the difference from nothing."""
-    dice = scores_of(scores, group, "dice")
+    dice = scores_of(scores, group, measure)
     return compare(dice, dict.fromkeys(dice, 0.0))
 
 
@@ -147,7 +147,7 @@ def digits_of(measure: str) -> int:
     return 1 if measure.endswith("_ml") else 2 if measure.endswith("_mm") else 3
 
 
-def with_interval(found: Comparison, *, sign: bool = False) -> str:
+def with_interval(found: Comparison, digits: int = 3, *, sign: bool = False) -> str:
     """`0.912 (0.870 to 0.950)`, or the mean alone where there is no interval."""
-    mean, low, high = (number(value, sign=sign) for value in (found.mean, found.low, found.high))
+    mean, low, high = (number(value, digits, sign=sign) for value in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})" if low else mean

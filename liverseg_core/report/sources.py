@@ -7,6 +7,30 @@ from typing import Any
 
 from liverseg_core.cases.data_report import CaseRow
 
+WRITTEN = "written"
+"""The provenance that says when the report was."""
+
+
+INTERVALS = (
+    "In brackets: 95 % bootstrap intervals, from the 2.5th to the 97.5th percentile of the means of cases "
+    "drawn again."
+)
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that say something.
+
+    Example:
+        >>> duration(4.4), duration(125), duration(90_061)
+        ('4 s', '2 min 5 s', '1 d 1 h')
+    """
+    parts: list[str] = []
+    left = max(1, round(seconds))
+    for name, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        parts += [f"{count} {name}"] * (count > 0 or bool(parts))
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -45,7 +69,8 @@ class ReportSources:
     verdict: str
     """Why it is champion or is not; empty where it is not registered."""
     provenance: Mapping[str, str]
-    """Name → value: data key, model key, evaluation key, commit, libraries."""
+    """Name → value: when the report was `WRITTEN`; when, in what time and on what the model was trained and
+    evaluated; keys, commits, libraries."""
     recipe: str
     """The settings as YAML."""
     links: Mapping[str, str]

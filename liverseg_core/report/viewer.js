@@ -143,9 +143,15 @@
     slider.setAttribute("aria-valuetext", where);
     canvas.setAttribute("aria-label", `${name}, ${where}`);
     const place = point.reduce((sum, index, axis) => sum + index * shown.strides[axis], 0);
-    const hu = shown.lowest + shown.step * shown.grey[place], labels = shown.labels[place];
+    const labels = shown.labels[place], hu = roughly(shown.grey[place]);
     const reference = shown.referenced ? `, reference ${CLASSES[labels >> 2]}` : "";
     output.textContent = `${where} · ${hu} HU here, predicted ${CLASSES[labels & 3]}${reference}`;
+  }
+
+  // The first and the last grey stand for all beyond them, the others for a step, or a mean of voxels.
+  function roughly(grey) {
+    const hu = String(shown.lowest + shown.step * grey).replace("-", "−");
+    return `${grey === 0 ? "≤" : grey === shown.top ? "≥" : "≈"} ${hu}`;
   }
 
   // Whether there was a slice to go to.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.case_view import CaseView
@@ -24,8 +24,12 @@ from liverseg_core.report import svg
 from liverseg_core.report.scene import BODY_SHARE
 
 ASSETS = tuple(Path(__file__).with_suffix(suffix) for suffix in (".css", ".js"))
-LOWEST_HU, STEP_HU = -300, 4
-"""What 0 stands for, and a step: up to 720 HU in a byte, finer than any noise."""
+LOWEST_HU, STEP_HU, TOP = -300, 4, 255
+"""What grey 0 stands for, with all below it; a step, finer than any noise; the last grey that a byte has."""
+HIGHEST_HU = LOWEST_HU + TOP * STEP_HU
+"""What the last grey stands for, with all above it."""
+NEARLY = 1e-3
+"""Steps by which a mean may miss that of equal values."""
 FINEST_MM, COARSEST_MM, COARSER = 1.5, 8.0, 1.15
 MARGIN_MM = 25.0
 """Shown above and below the labels."""
@@ -34,6 +38,7 @@ MISSED, INVENTED = "#56b4e9", "#ff6a13"
 
 Box = tuple[slice, slice, slice]
 Volume = Shaped[np.ndarray, "x y z"]
+Mask = Bool[np.ndarray, "x y z"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,18 @@ def stack_of(view: CaseView) -> Stack:
     box = _box(view, masks)
     image, prediction = view.image[box], view.prediction[box]
     reference = np.zeros_like(prediction) if view.reference is None else view.reference[box]
-    steps = (np.clip(image, LOWEST_HU, LOWEST_HU + 255 * STEP_HU) - LOWEST_HU) // STEP_HU
     point = focus(None if view.reference is None else reference, prediction, image.shape)
     facts = {"case": view.case, "referenced": view.reference is not None}
-    return Stack(view.case, steps.astype(np.uint8), prediction + 4 * reference, view.spacing_mm, point, facts)
+    steps = (np.clip(image, LOWEST_HU, HIGHEST_HU) - LOWEST_HU + STEP_HU // 2) // STEP_HU
+    grey = _grey(steps, image <= LOWEST_HU, image >= HIGHEST_HU)
+    return Stack(view.case, grey, prediction + 4 * reference, view.spacing_mm, point, facts)
+
+
+def _grey(steps: Volume, lowest: Mask, highest: Mask) -> UInt8[np.ndarray, "x y z"]:
+    """Steps as they are packed: the first and the last only where they are meant."""
+    grey: UInt8[np.ndarray, "x y z"] = np.clip(steps, 1, TOP - 1).astype(np.uint8)
+    grey[lowest], grey[highest] = 0, TOP
+    return grey
 
 
 def coarser(stack: Stack, finest_mm: float) -> Stack:
@@ -88,12 +101,12 @@ def coarser(stack: Stack, finest_mm: float) -> Stack:
     if counts == [*shape]:
         return stack
     places = np.ix_(*(((np.arange(k) + 0.5) * n / k).astype(int) for n, k in zip(shape, counts, strict=True)))
-    smooth = uniform_filter(stack.grey, [max(1, round(n / k)) for n, k in zip(shape, counts, strict=True)])
+    sizes = [max(1, round(n / k)) for n, k in zip(shape, counts, strict=True)]
+    smooth = uniform_filter(stack.grey.astype(np.float32), sizes)[places]
     x, y, z = (mm * n / k for mm, n, k in zip(stack.spacing_mm, shape, counts, strict=True))
     i, j, k = (int(at * count / n) for at, count, n in zip(stack.point, counts, shape, strict=True))
-    return replace(
-        stack, grey=smooth[places], labels=stack.labels[places], spacing_mm=(x, y, z), point=(i, j, k)
-    )
+    grey = _grey(np.rint(smooth), smooth < NEARLY, smooth > TOP - NEARLY)
+    return replace(stack, grey=grey, labels=stack.labels[places], spacing_mm=(x, y, z), point=(i, j, k))
 
 
 def pack(stack: Stack) -> Packed:
@@ -105,6 +118,7 @@ def pack(stack: Stack) -> Packed:
         "point": stack.point,
         "lowest": LOWEST_HU,
         "step": STEP_HU,
+        "top": TOP,
     }
     steps = np.diff(stack.grey.ravel("F"), prepend=np.uint8(0))  # modulo 256, as the script adds them up
     data = zlib.compress(steps.tobytes() + stack.labels.ravel("F").tobytes(), 9)
@@ -121,7 +135,8 @@ def fit(stacks: Sequence[Stack], room: int) -> list[Packed]:
     room -= len(viewer_html(())) + sum(asset.stat().st_size for asset in ASSETS)
     for count in range(len(stacks), 0, -1):
         finest_mm = max(FINEST_MM, min(mm for stack in stacks for mm in stack.spacing_mm))
-        while finest_mm <= COARSEST_MM:
+        coarsest_mm = max(COARSEST_MM, finest_mm)  # as it is, a case is never too coarse
+        while finest_mm <= coarsest_mm:
             packed = [pack(coarser(stack, finest_mm)) for stack in stacks[:count]]
             size = sum(one.size for one in packed)
             if size <= room:
@@ -189,6 +204,7 @@ def viewer_html(cases: Sequence[Packed]) -> str:
 <li class="invented">invented: the prediction has more</li></ul>
 <p class="faint help" id="viewer-help">Wheel, drag sideways, slider or arrow keys: slices;
 page keys: ten; click or tap: the place that all planes go through; keys 1 2 3: planes, p r e: prediction,
-reference, errors.</p>
+reference, errors. HU are rough: greys are kept from {svg.number(LOWEST_HU, 0)} to {HIGHEST_HU} HU in steps of
+{STEP_HU}, and averaged where voxels are larger than the scan's.</p>
 <noscript><p class="problem">The viewer needs JavaScript.</p></noscript>
 </section>{blocks}"""

@@ -137,12 +137,20 @@ def _judge(
     rival = champion and Rival(f"version {champion.version}", scores_of_version(client, champion, validation))
     promoted, reason = decide(scores_of_version(client, candidate, validation), rival, limits)
     tags = {REASON: reason, COMPARISON: reason}
-    if champion:
+    if champion and rival:
         against = {"name": champion.name, "version": int(champion.version)}
-        tags[AGAINST] = json.dumps(against | {"evaluation_key": champion.tags.get(EVALUATION)})
+        tags[AGAINST] = json.dumps(against | {"evaluation_key": _decisive(champion, rival, validation)})
     if force and not promoted:
         tags |= {REASON: f"champion: forced, though {reason}", FORCED: reason}
     return promoted or force, tags
+
+
+def _decisive(champion: ModelVersion, rival: Rival, validation: str) -> str | None:
+    """The key of the champion's evaluation on the candidate's cases; None where it has none that decided."""
+    if rival.measured is None:
+        return None
+    at_first: str | None = champion.tags.get(EVALUATION)  # older scores don't say whose they are
+    return rival.measured.evaluation or (at_first if champion.tags.get(VALIDATION) == validation else None)
 
 
 def _tell(tracking: Tracking, client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:

@@ -47,17 +47,20 @@ class Measured:
     seen: Seen
     scores: Mapping[str, Scores]
     """By class group: the `COMPARED` measure by case."""
+    evaluation: str | None = None
+    """Key of the evaluation that they are from, which knows more of the same cases."""
 
     @classmethod
-    def of(cls, seen: Seen, cases: Sequence[Mapping[str, Any]]) -> "Measured":
-        """From the records of an evaluation (`CaseScore.record`)."""
-        return cls(seen, {group: scores_of(cases, group, name) for group, name in COMPARED.items()})
+    def of(cls, seen: Seen, cases: Sequence[Mapping[str, Any]], evaluation: str | None = None) -> "Measured":
+        """From the records of an evaluation (`CaseScore.record`), and its key."""
+        scores = {group: scores_of(cases, group, name) for group, name in COMPARED.items()}
+        return cls(seen, scores, evaluation)
 
     @classmethod
     def from_json(cls, text: str) -> "Measured":
         """Read back what `to_json` gave."""
         found = json.loads(text)
-        return cls(Seen(**found["seen"]), found["scores"])
+        return cls(Seen(**found["seen"]), found["scores"], found.get("evaluation"))
 
     def to_json(self) -> str:
         """As it is stored with the version's run."""
@@ -134,5 +137,7 @@ def _told(name: str, mean: float, found: Mapping[str, Comparison]) -> str:
     for group, one in found.items():
         interval = "" if one.low is None else f", {one.low:+.4f} to {one.high:+.4f}"
         parts.append(f"{group} {one.mean:+.4f}{interval}")
+    if sure := [one.confidence for one in found.values() if one.low is not None]:
+        parts.append(f"{100 * sure[0]:g} % intervals")
     figures = "; ".join(parts)
     return f"mean Dice {mean:+.4f} against {name} on {cases} validation case{'s' * (cases != 1)} ({figures})"

@@ -33,6 +33,7 @@ from tasks.registry.version_scores import VALIDATION, store_scores, with_ancesto
 from tasks.registry.versions import (
     DICE,
     DIGEST,
+    EVALUATION,
     KEY,
     WEIGHTS,
     VersionRecord,
@@ -47,9 +48,11 @@ MEANS = ("voe", "rvd", "assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
 
 SIGNATURE = ModelSignature(
     inputs=Schema([
-        ColSpec(DataType.string, "path", required=False),
-        ColSpec(AnyType(), "image", required=False),  # typed arrays are checked voxel by voxel, in Python
-        ColSpec(Array(Array(DataType.double)), "affine", required=False),
+        # Of any type where that may be: MLflow's own check takes no whole number for a double, reads arrays
+        # voxel by voxel in Python, and its refusals have no code. Without an array it takes no dictionary.
+        ColSpec(AnyType(), "path", required=False),
+        ColSpec(AnyType(), "image", required=False),
+        ColSpec(Array(AnyType()), "affine", required=False),
     ]),
     outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1))]),
     params=ParamSchema([
@@ -170,9 +173,10 @@ def _tags(client: MlflowClient, request: Registration) -> dict[str, str]:
         group: {part: request.summary[group]["policies"]["nan"][part] for part in ("mean", "sd", "n")}
         for group in DICE
     }
-    libraries = library_versions(("torch", "torchio"))
+    libraries = library_versions(("liverseg", "torch", "torchio"))
     cases = json.loads((request.evaluation / "metrics.json").read_text())["cases"]
     seen, origin = with_ancestors(client, request.config.model, request.seen, request.started_from)
+    measured = Measured.of(seen, cases, request.tags.get(EVALUATION))
     return {
         "liverseg.libraries": ", ".join(f"{name} {found}" for name, found in libraries.items()),
         **request.tags,
@@ -180,7 +184,7 @@ def _tags(client: MlflowClient, request: Registration) -> dict[str, str]:
         WEIGHTS: weights_digest(request.model),
         VALIDATION: seen.validation,
         DICE_TABLE: json.dumps(table),
-        **store_scores(client, request.run_id, request.key, Measured.of(seen, cases)),
+        **store_scores(client, request.run_id, request.key, measured),
         **{name: f"{value:.6f}" for name, value in dice.items() if value is not None},
     }
 

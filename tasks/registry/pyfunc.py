@@ -1,6 +1,7 @@
 """The registered model's code: MLflow stores this file with the model and runs it to load one."""
 
 import base64
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from jaxtyping import Shaped
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
+from nibabel.spatialimages import HeaderDataError
 
-from liverseg_core.arrays import Label
+from liverseg_core.arrays import Affine, Label
 from liverseg_core.cases.target import plan_target
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference.findings import findings
@@ -51,8 +54,8 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
             The label array; with either of the two asked for, a dictionary of `labels` and `volumes`.
 
         Raises:
-            LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine; LS293 for
-                a form of labels that there is not; what `segment` raises.
+            LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine in
+                numbers, whole or not; LS293 for a form of labels that there is not; what `segment` raises.
         """
         wanted = {"volumes": False, "labels": "array", **(params or {})}
         form = wanted["labels"]
@@ -84,20 +87,52 @@ def _as_nifti(label: Label, like: Volume) -> str:
 
 
 def _volume(rows: list[Mapping[str, Any]]) -> Volume:
-    given = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    given = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
     match given:
         case [{"path": str(path), **rest}] if not rest:
             return read_nifti(Path(path))
         case [{"image": image, "affine": affine, **rest}] if not rest:
-            voxels = np.asarray(image)
-            # JSON knows neither int16 nor float32; NIfTI readers know no 64-bit integers.
-            voxels = voxels.astype(np.int32 if voxels.dtype.kind in "iu" else np.float32)
+            voxels, matrix = _numbers("image", image), _numbers("affine", affine).astype(np.float64)
+            if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
+                raise _not_one_scan("an affine that is not 4 × 4 with 0, 0, 0, 1 as its last row")
             # Through the same gate as a file: nothing that reaches the model has gone round it.
-            return decode(nib.Nifti1Image(voxels, np.array(affine, np.float64)).to_bytes(), "image")
-    raise LiversegError(
+            return decode(_as_file(voxels, matrix), "image")
+    kinds = sorted({f"{name}: {type(value).__name__}" for row in given for name, value in row.items()})
+    raise _not_one_scan(f"{len(rows)} row{'s' * (len(rows) != 1)} with {', '.join(kinds) or 'nothing'}")
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a column has nothing in this row; a table fills gaps with NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _numbers(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
+    """Nested lists of whole or other numbers as an array."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise _not_one_scan(f"an {name} whose lists differ in length") from None
+    if array.dtype.kind not in "iuf":
+        raise _not_one_scan(f"an {name} that is not of numbers alone, or of numbers too large")
+    return array
+
+
+def _as_file(voxels: Shaped[np.ndarray, "x y z"], affine: Affine) -> bytes:
+    """A NIfTI file of them: JSON knows neither int16 nor float32, NIfTI readers know no 64-bit integers."""
+    low, high = voxels.min(initial=0), voxels.max(initial=0)
+    whole = voxels.dtype.kind in "iu" and -(1 << 31) <= low <= high < 1 << 31
+    try:
+        file: bytes = nib.Nifti1Image(voxels.astype(np.int32 if whole else np.float32), affine).to_bytes()
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+        raise _not_one_scan(f"an image of shape {voxels.shape}, or an affine, that no scan has") from None
+    return file
+
+
+def _not_one_scan(what: str) -> LiversegError:
+    return LiversegError(
         "LS292",
-        f"{len(rows)} rows with {sorted({name for row in given for name in row})}",
-        "one row, with a path, or with an image and its 4 × 4 affine",
+        what,
+        "one row, with a path, or with an image of three dimensions and its 4 × 4 affine",
         "Send one scan at a time",
     )
 

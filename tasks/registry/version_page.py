@@ -62,6 +62,12 @@ def version_page(version: VersionRecord, experiment: str) -> str:
     return "\n\n".join([*rows, linked, "Research software, not a medical device."]) + "\n"
 
 
+def mean_dice(version: VersionRecord, group: str) -> str:
+    """A class group's native-space Dice in a column, as `answers` has it."""
+    mean = json.loads(version.tags.get(MEASURES, "{}")).get(group, {}).get("mean")
+    return "–" if mean is None else f"{mean:.3f}"
+
+
 def _dice(group: str, found: Mapping[str, Any]) -> str:
     """Mean and spread of native-space Dice in a few words."""
     name, mean = CLASSES.get(group, group), found["mean"]

@@ -42,7 +42,8 @@ class VersionRecord:
     tags: Mapping[str, str]
     reason: str
     against: Mapping[str, Any] | None
-    """The champion it was compared with: `name`, `version`, `evaluation_key`."""
+    """The champion it was compared with: `name`, `version`, and the `evaluation_key` of its scores that
+    decided, null where it had none on the same cases."""
 
 
 def fetch_model(reference: str, folder: Path) -> Path:

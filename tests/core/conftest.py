@@ -25,7 +25,6 @@ from liverseg_core.training.train_job import TrainJob
 from liverseg_core.volumes.geometry import Grid
 
 pytest.register_assert_rewrite("store_contract")
-CHROMIUM = Path("/usr/bin/chromium")
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 
 
@@ -189,16 +188,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()

@@ -90,9 +90,9 @@ def test_it_says_what_the_model_is_and_was_trained_on(sources: ReportSources) ->
         "# liverseg version 4 > Research software, not a medical device.",
         "Works at 1 × 1 × 1 mm, in patches of 96 × 96 × 64 voxels, on −200 to 300 HU",
         "Trained on 2 cases; measured on 2 others of the same dataset",
-        "1 of the training cases have tumours",
+        "Training cases with tumours: 1",
         "Voxels of the training scans: 0.70 to 0.90 mm at their finest, 2.50 to 5.00 mm at their longest",
-        "Of 5 cases in the dataset 1 could not be used, 1 are flagged",
+        "Cases in the dataset: 5; could not be used: 1; flagged: 1",
         "--model models:/liverseg/4",
         "- data key: " + "d" * 32,
         "- MLflow run: <https://example.org/#/runs/1>",
@@ -117,7 +117,7 @@ def test_measures_are_those_of_the_evaluation(sources: ReportSources) -> None:
 def test_limits_follow_from_what_there_was(sources: ReportSources) -> None:
     card = said(sources, results([True, True]))
     for words in (
-        "2 cases are few",
+        "2 cases: so few that intervals are rough",
         "No case without a tumour was measured",
         "Measured on voxels 1.00 to 3.00 mm long",
         "Measured on livers of 1234 to 1900 ml",
@@ -126,8 +126,8 @@ def test_limits_follow_from_what_there_was(sources: ReportSources) -> None:
     ):
         assert words in card
     card = said(sources, results([True, False, False], invented=True))
-    assert "2 of the cases measured have no tumour; in 2 of them it invented one." in card
-    assert "are few" not in said(sources, results([True] * 30))
+    assert "Cases measured without a tumour: 2; it invented one in 2 of them." in card
+    assert "so few" not in said(sources, results([True] * 30))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_phantom_is_called_one(sources: ReportSources) -> None:
     card = said(sources, results([True, True]), phantom=True, champion=Rival("liverseg version 3", []))
     assert "> **Phantom results.** The cases are computed, no patient was scanned." in card
     assert "Trained on 2 computed phantom cases, no patients" in card
-    assert "On 2 phantom cases" in card
+    assert "On 2 computed phantom cases" in card
     assert "No scan of a patient was measured." in card
     assert "Compared with liverseg version 3." in card
 
@@ -170,6 +170,27 @@ def test_names_are_text(sources: ReportSources) -> None:
     assert not re.search(r"(?<!\\)<script", card)
     assert not re.search(r"(?<!\\)\[x", card)
     assert len(re.findall(r"^#+ ", card, re.MULTILINE)) == 9
+
+
+def test_one_case_is_one_case(sources: ReportSources) -> None:
+    alone = {"v0": sources.model}
+    card = said(sources, results([True]), training=["t0"], validation=alone, phantom=True)
+    assert "Trained on 1 computed phantom case, no patients; measured on 1 other of the same dataset" in card
+    assert "On 1 computed phantom case, in each scan's own voxels" in card
+    assert "1 cases" not in card
+
+
+def test_what_its_labels_lost_or_gained_is_said(sources: ReportSources) -> None:
+    """Of the training cases, and only where it is more than a little."""
+    assert "keep in mind" not in said(sources, results([True, True]))
+    rows = [dataclasses.replace(row, stored_liver_ml=row.liver_ml) for row in sources.data]
+    rows[0] = dataclasses.replace(rows[0], stored_tumour_ml=17.0)
+    card = said(sources, results([True, True]), data=rows)
+    assert (
+        "What to keep in mind of its volumes: - As it was given them, its training labels (2 cases)" in card
+    )
+    assert "−15 % tumour (−15 % by case)." in card
+    assert "% liver" not in card
 
 
 def test_nothing_measured_is_no_error(sources: ReportSources) -> None:

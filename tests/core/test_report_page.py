@@ -22,7 +22,7 @@ from liverseg_core.models.model import ModelSpec
 from liverseg_core.phantom.case import phantom_case
 from liverseg_core.report.report import write_report
 from liverseg_core.report.results import read_results
-from liverseg_core.report.sources import ReportSources, Rival
+from liverseg_core.report.sources import WRITTEN, ReportSources, Rival
 from liverseg_core.volumes.nifti import decode, write_label
 
 INGEST = IngestConfig(spacing_mm=(4.0, 4.0, 4.0))
@@ -88,7 +88,12 @@ def sources(build: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
         data=rows,
         champion=Rival("liverseg version 3", [one.record() for one in rivals]),
         verdict="champion: mean Dice 0.7000 against the champion's 0.6000, tolerance 0",
-        provenance={"data key": "d" * 32, "commit": "c" * 40, "libraries": "torch 2.13.0"},
+        provenance={
+            WRITTEN: "on Monday",
+            "data key": "d" * 32,
+            "commit": "c" * 40,
+            "libraries": "torch 2.13.0",
+        },
         recipe="train:\n  steps: 8\n",
         links={"MLflow run": "http://127.0.0.1:5000/#/runs/1", "nowhere": "javascript:alert(1)"},
     )
@@ -177,6 +182,7 @@ def test_it_opens_and_asks_nobody(
         for words in (
             "Phantom results.", "champion: mean Dice 0.7000", "liverseg version 3", "0.465", "0.558",
             "≈ 0.955", "other cases than these", "Research software, not a medical device",
+            "10 cases to train on, 3 to validate. Written on Monday", "tumour, empty = 1",
         ):  # fmt: skip
             assert words in text
 

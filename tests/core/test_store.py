@@ -46,6 +46,8 @@ def test_viewers_open_it(stored: Artifact, volume: tuple[np.ndarray, np.ndarray]
     model = ome_zarr_models.v05.Image.from_zarr(group)
     (scale,) = model.ome_attributes.multiscales
     assert [(axis.name, axis.unit) for axis in scale.axes] == [(name, "millimeter") for name in "zyx"]
+    towards = [axis.model_dump()["orientation"]["value"] for axis in scale.axes]
+    assert towards == ["inferior-to-superior", "posterior-to-anterior", "left-to-right"], "RFC-4 of RAS+"
     size, place = scale.datasets[0].coordinateTransformations
     assert (size.scale, place.translation) == (
         pytest.approx([2.5, 1, 0.8]),

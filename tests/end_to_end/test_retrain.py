@@ -99,6 +99,9 @@ def test_data_come_change_and_go(again: Run, arriving: Path, finished_at: Callab
     assert shrunk["difference"] == {"new": since, "changed": [], "withdrawn": [gone]}
     assert shrunk["ingest"]["made"] == 0
     assert f"against version {champion} on 1 validation case" in shrunk["register"]["reason"]
+    page = Path(shrunk["report"]["page"]).read_text()
+    assert f"liverseg version {champion} <span" in page, "beside it, by the scores that decided"
+    assert "other cases, so its scores" not in page
 
     champion = 3 if "champion" in shrunk["register"]["aliases"] else champion
     for case in shrunk["split"]["training"]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,17 @@ from liverseg_core.artifacts.artifact import load, verify
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, LiversegError
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
+from liverseg_core.report.results import number
 from liverseg_core.runners import SerialRunner
 from tasks.context import Context, Record, fold_contexts
 from tasks.ensemble import Fold, ensemble
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
-from tasks.register import register
+from tasks.register import register, seen_cases
+from tasks.registry.promotion import Measured
 from tasks.registry.report_reference import resolve_report
+from tasks.registry.tracking import connect_patiently
+from tasks.registry.version_scores import add_scores
 from tasks.report import report
 from tasks.split import split
 from tasks.train import train
@@ -117,9 +122,26 @@ def test_a_report_is_an_artifact_that_mlflow_has_too(world: World) -> None:
     assert world.report()["cached"]
 
 
-def test_a_report_names_no_place_of_this_machine(world: World) -> None:
-    assert world.context.settings.store not in page(world.report())
-    assert str(world.context.settings.source) not in page(world.report())
+def test_report_and_card_name_no_place_of_this_machine(world: World, tmp_path: Path) -> None:
+    """Nor a file's of a case that could not be read, nor a datalist's; but when, how long and on what."""
+    settings = world.context.settings
+    listed = settings.split.model_copy(
+        update={"datalist": str(tmp_path / "lists" / "mine.json"), "fold": None}
+    )
+    quick = settings.report.model_copy(update={"filmed": 0, "viewed": 0, "worst": 0})
+    settings = settings.model_copy(update={"split": listed, "report": quick})
+    reason = f"LS303: {settings.source} ends early (imagesTr/liver_9.nii.gz). Allowed: the whole archive"
+    bad = {**world.cases, "quarantined": [{"case": "liver_9", "code": "LS303", "reason": reason}]}
+    made = replace(world, context=replace(world.context, settings=settings), cases=bad).report()
+    card = (Path(made["path"]) / "model_card.md").read_text()
+    for text in (page(made), card):
+        assert str(Path(str(settings.source)).parent) not in text
+        assert str(tmp_path) not in text
+        assert "datalist: mine.json" in text
+        assert re.search(
+            r"20\d\d-\d\d-\d\d \d\d:\d\d UTC in \d+ s on CPU \(1 thread\) with liverseg \d", text
+        )
+    assert "LS303: phantom.tar ends early (imagesTr/liver_9.nii.gz)" in page(made)
 
 
 def test_the_folds_models_have_one_report(world: World) -> None:
@@ -127,7 +149,8 @@ def test_the_folds_models_have_one_report(world: World) -> None:
     made = report(world.context, world.cases, world.whole, world.second)
     assert made["title"] == "liverseg version 2"
     assert world.second["against"]["version"] == 1
-    assert "liverseg version 1 was measured on other cases" in page(made)
+    assert "there are no scores of version 1 on the same validation cases" in page(made)
+    assert "compared with to be promoted" not in page(made)
 
 
 def test_scores_of_a_champion_come_from_its_evaluation(world: World) -> None:
@@ -137,8 +160,8 @@ def test_scores_of_a_champion_come_from_its_evaluation(world: World) -> None:
     elsewhere = world.against(0) | {"evaluation_key": "0" * 32}
     told = page(world.report(against=elsewhere))
     assert "The evaluation of liverseg version 9 is not in this store" in told
-    unknown = page(world.report(against=world.against(0) | {"evaluation_key": None}))
-    assert "The evaluation of liverseg version 9 is not in this store" in unknown
+    nothing = page(world.report(against=world.against(0) | {"evaluation_key": None}))
+    assert "liverseg version 9" not in nothing, "nothing was compared"
 
 
 def test_what_decides_a_report_is_in_its_key(world: World) -> None:
@@ -196,3 +219,36 @@ def test_a_report_is_found_by_what_it_tells_of(world: World) -> None:
     world.report()
     with pytest.raises(LiversegError, match=r"LS296.*\(liverseg version 1\)"):
         resolve_report(settings, world.folds[0].model["key"])
+
+
+@pytest.mark.trouble("1.14")
+def test_what_stands_beside_a_verdict_is_what_decided(world: World) -> None:
+    """The champion was measured again, on fewer cases than it was registered with."""
+    settings = world.context.settings
+    named = settings.register_.model_copy(update={"model": "retrained"})
+    context = replace(world.context, settings=settings.model_copy(update={"register_": named}))
+    dataset, model, evaluation = vars(world.folds[0]).values()
+    assert register(context, dataset, model, evaluation)["aliases"] == ["candidate", "champion"]
+    fewer = {**dataset, "key": "f" * 32, "validation": dataset["validation"][:1]}
+    again = evaluate(context, fewer, model)
+    seen = seen_cases(context.store, {**fewer, "training": []})
+    tracking = connect_patiently(context.settings)
+    add_scores(tracking, "models:/retrained/1", Measured.of(seen, again["cases"], again["key"]))
+    other = settings.evaluate.model_copy(update={"overlap": 0.5})
+    quick = {"evaluate": other, "report": settings.report.model_copy(update={"filmed": 0})}
+    context = replace(context, settings=context.settings.model_copy(update=quick))
+    candidate = evaluate(context, fewer, model)
+    version = register(context, fewer, model, candidate)
+    assert version["against"] == {"name": "retrained", "version": 1, "evaluation_key": again["key"]}
+    told = re.fullmatch(
+        r"(?:not )?champion: .* on 1 validation case \(liver (\S+); tumour .*", version["reason"]
+    )
+    assert told, version["reason"]
+    made = report(context, world.cases, Fold(fewer, model, candidate), version)
+    text = " ".join(re.sub(r"<[^>]*>", " ", page(made)).split())
+    assert "other cases, so" not in text
+    assert "retrained version 1 (compared with to be promoted)" in text
+    dice = [found["cases"][0]["liver"]["dice"] for found in (candidate, again)]
+    assert float(told[1]) == pytest.approx(dice[0] - dice[1], abs=5e-5)
+    assert f"difference, case by case {number(dice[0] - dice[1], 4, sign=True)} " in text
+    assert "Compared with retrained version 1" in (Path(made["path"]) / "model_card.md").read_text()

@@ -283,9 +283,15 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
         pd.DataFrame([{"path": str(path)}]),
     ):
         assert (loaded.predict(same) == by_path).all()
+    whole = np.diag([-1, 1, 2, 1])
+    exact = loaded.predict({"image": image, "affine": whole.astype(float).tolist()})
+    for affine in (whole.tolist(), [[-1.0, 0, 0, 0], *whole[1:].tolist()], whole):
+        assert (loaded.predict({"image": image, "affine": affine}) == exact).all()
     with pytest.raises(LiversegError, match="LS292"):
         loaded.predict({"image": image})
-    with pytest.raises(Exception, match="Incompatible input types for column path"):
+    with pytest.raises(Exception, match="LS292: an affine that is not 4 × 4"):
+        loaded.predict({"image": image, "affine": [[1, 2], [3, 4]]})
+    with pytest.raises(Exception, match=r"LS292: 1 row with path: int\."):
         loaded.predict({"path": 3})
 
 
