@@ -82,11 +82,13 @@ def nsd(prediction: Mask, reference: Mask, spacing_mm: Spacing, tolerance_mm: fl
 
 
 def _codes(mask: Mask) -> Codes:
-    codes: Codes = np.zeros([n + 1 for n in mask.shape], np.uint8, order="F")
-    for bit, corner in enumerate(CORNERS):
-        # The voxel behind a point along an axis is its corner 0.
-        part = tuple(slice(1 - at, 1 - at + n) for at, n in zip(corner, mask.shape, strict=True))
-        codes[part] |= mask.view(np.uint8) << np.uint8(bit)
+    codes: Codes = mask.view(np.uint8)
+    for axis, bit in enumerate((4, 2, 1)):
+        behind, ahead = (np.s_[(slice(None),) * axis + (part,)] for part in (slice(1, None), slice(None, -1)))
+        wider = np.zeros(np.add(codes.shape, np.arange(3) == axis), np.uint8, order="F")
+        wider[behind] = codes
+        wider[ahead] |= codes << np.uint8(bit)
+        codes = wider
     return codes
 
 
