@@ -6,6 +6,7 @@ Both take what lies beyond the volume for background: a cut by the scan is surfa
 import functools
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -13,12 +14,30 @@ from jaxtyping import Float64, UInt8
 from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.nearest import distances_mm, flat
 from liverseg_core.evaluation.overlap import Mask, union_box
-from liverseg_core.evaluation.surface import ROUNDING_MM, erode
+from liverseg_core.evaluation.surface import ROUNDING_MM, SurfaceDistances, erode, surface_distances
 
 Codes = UInt8[np.ndarray, "x y z"]
 """For each point between voxels, which of the eight around it are in a mask: bit 4 · x + 2 · y + z."""
 CORNERS = tuple(itertools.product((0, 1), repeat=3))
 """Corners of a cube by number; they are voxels, and the cube the room between their middles."""
+
+
+def all_distances(
+    prediction: Mask, reference: Mask, spacing_mm: Spacing, tolerance_mm: float
+) -> SurfaceDistances:
+    """What `surface_distances` finds, and what others would.
+
+    Args:
+        prediction: A mask.
+        reference: Another of the same shape.
+        spacing_mm: Size of a voxel along each axis.
+        tolerance_mm: Of `nsd`.
+    """
+    return replace(
+        surface_distances(prediction, reference, spacing_mm),
+        assd_lits_mm=assd_lits_mm(prediction, reference, spacing_mm),
+        nsd=nsd(prediction, reference, spacing_mm, tolerance_mm),
+    )
 
 
 def assd_lits_mm(prediction: Mask, reference: Mask, spacing_mm: Spacing) -> float | None:

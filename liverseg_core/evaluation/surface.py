@@ -23,7 +23,7 @@ from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.nearest import distances_mm
 from liverseg_core.evaluation.overlap import Mask, union_box
 
-TOLERANCE_MM = 2.0
+WITHIN_MM = 2.0
 """What the surface Dice forgives."""
 ROUNDING_MM = 1e-6
 """Multiples of 0.1 mm are no binary fractions: a distance of 2 mm may come out as 2.0000000000000004."""
@@ -46,6 +46,9 @@ class SurfaceDistances:
     """Maximum symmetric surface distance: the Hausdorff distance."""
     surface_dice_2mm: float | None = None
     """Share of both surfaces that lies within 2 mm of the other."""
+    assd_lits_mm: float | None = None
+    """This and the next as others define them: see `official.py`."""
+    nsd: float | None = None
 
 
 def surface(mask: Mask) -> Mask:
@@ -103,5 +106,5 @@ def surface_distances(prediction: Mask, reference: Mask, spacing_mm: Spacing) ->
         rmsd_mm=math.sqrt(float((both**2).mean())),
         hd95_mm=max(float(np.percentile(one, 95)) for one in directed if one.size),
         mssd_mm=float(both.max()),
-        surface_dice_2mm=float((both <= TOLERANCE_MM + ROUNDING_MM).mean()),
+        surface_dice_2mm=float((both <= WITHIN_MM + ROUNDING_MM).mean()),
     )
