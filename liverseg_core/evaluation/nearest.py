@@ -8,6 +8,7 @@ transform (`transform.py`) is linear in the volume. numba is imported only for i
 import functools
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -16,12 +17,16 @@ from liverseg_core.arrays import Spacing
 from liverseg_core.evaluation.overlap import Mask
 
 Distances = Float64[np.ndarray, " n"]
+Numbers = Int64[np.ndarray, " n"]
+"""Voxels, counted with x fastest."""
 Places = Int64[np.ndarray, "n 3"]
-"""Indices of voxels."""
+"""Indices of voxels, or steps between them."""
 LOOKS = (6, 18, 62, 254, 1022, 2046)
 """How many of the voxels around one have been looked at after each round; beyond is far."""
 AT_ONCE = 1 << 15
 """Voxels from which is looked at a time."""
+FEWEST_LOOKS = 1 << 22
+"""So many are always allowed; and four a voxel of the volume, which a distance transform takes as long as."""
 PAIRS = 1 << 25
 """From here on, comparing all pairs takes longer than a distance transform and importing it."""
 
@@ -38,11 +43,16 @@ def distances_mm(voxels: Mask, to: Mask, spacing_mm: Spacing, reach_mm: float = 
     there = np.flatnonzero(flat(voxels))
     found = np.zeros(len(there))
     apart = np.flatnonzero(~flat(to)[there])  # what they share is 0 mm from itself
-    places = _places(there[apart], voxels.shape)
-    found[apart] = near = _near(places, to, spacing_mm, reach_mm)
-    far = np.flatnonzero(np.isinf(near))
-    if len(far) and reach_mm > _look_mm(spacing_mm):
-        found[apart[far]] = _far(places[far], to, spacing_mm)
+    around = _Around.of(to, spacing_mm, reach_mm)
+    looks = max(FEWEST_LOOKS, 4 * to.size) / max(1, len(apart))
+    undecided = []
+    for start in range(0, len(apart), AT_ONCE):
+        part = apart[start : start + AT_ONCE]
+        found[part], left = around.nearest_mm(there[part], looks * len(part))
+        undecided.append(part[left])
+    far = np.concatenate([apart[:0], *undecided])
+    if far.size:
+        found[far] = _far(there[far], to, spacing_mm)
     return found
 
 
@@ -51,39 +61,56 @@ def flat(mask: Mask) -> Bool[np.ndarray, " n"]:
     return mask.ravel(order="F")
 
 
-def _places(numbers: Int64[np.ndarray, " n"], shape: tuple[int, ...]) -> Places:
-    return np.stack(np.unravel_index(numbers, shape, order="F"), axis=1)
+@dataclass(frozen=True)
+class _Around:
+    """A mask with a margin of nothing, in which to look around from a voxel without leaving it."""
 
+    voxels: Bool[np.ndarray, " n"]
+    shape: tuple[int, ...]
+    first: int
+    """The mask's first voxel, among those with the margin."""
+    strides: Int64[np.ndarray, "3"]
+    jumps: Numbers
+    """To the voxels around one, nearest first."""
+    apart_mm: Distances
+    """How far each is."""
+    whole: bool
+    """Whether nothing within the reach is left out."""
 
-def _near(places: Places, to: Mask, spacing_mm: Spacing, reach_mm: float) -> Distances:
-    """Infinite where nothing is within the last of the `LOOKS`."""
-    steps, apart_mm = _around(spacing_mm)
-    count = int(np.searchsorted(apart_mm, reach_mm, side="right"))
-    margin = np.abs(steps[:count]).max(axis=0, initial=0)
-    padded = np.zeros(np.add(to.shape, 2 * margin), np.bool_, order="F")
-    padded[tuple(slice(low, low + n) for low, n in zip(margin, to.shape, strict=True))] = to
-    strides = np.array([1, padded.shape[0], padded.shape[0] * padded.shape[1]])
-    here, jumps, voxels = (places + margin) @ strides, steps[:count] @ strides, flat(padded)
-    found = np.full(len(places), math.inf)
-    for start in range(0, len(places), AT_ONCE):
-        left = np.arange(start, min(start + AT_ONCE, len(places)))
-        for low, high in itertools.pairwise((0, *(min(looks, count) for looks in LOOKS))):
+    @classmethod
+    def of(cls, to: Mask, spacing_mm: Spacing, reach_mm: float) -> "_Around":
+        steps, apart_mm = _steps(spacing_mm)
+        count = int(np.searchsorted(apart_mm, reach_mm, side="right"))
+        margin = np.abs(steps[:count]).max(axis=0, initial=0)
+        padded = np.zeros(np.add(to.shape, 2 * margin), np.bool_, order="F")
+        padded[tuple(slice(low, low + n) for low, n in zip(margin, to.shape, strict=True))] = to
+        strides = np.array([1, padded.shape[0], padded.shape[0] * padded.shape[1]])
+        jumps, whole = steps[:count] @ strides, count < len(steps)
+        return cls(
+            flat(padded), to.shape, int(margin @ strides), strides, jumps, apart_mm[:count], whole
+        )
+
+    def nearest_mm(self, numbers: Numbers, allowed: float) -> tuple[Distances, Numbers]:
+        """Distances, infinite where none was found; and of which that may be for not looking far enough."""
+        here = _places(numbers, self.shape) @ self.strides + self.first
+        found = np.full(len(numbers), math.inf)
+        left = np.arange(len(numbers))
+        for low, high in itertools.pairwise((0, *(min(looks, len(self.jumps)) for looks in LOOKS))):
+            allowed -= len(left) * (high - low)
+            if allowed < 0:
+                return found, left
             if not left.size or low == high:
                 break
-            hits = voxels[here[left, None] + jumps[low:high]]
+            hits = self.voxels[here[left, None] + self.jumps[low:high]]
             first = hits.argmax(axis=1)
             hit = hits[np.arange(len(left)), first]
-            found[left[hit]] = apart_mm[low + first[hit]]
+            found[left[hit]] = self.apart_mm[low + first[hit]]
             left = left[~hit]
-    return found
-
-
-def _look_mm(spacing_mm: Spacing) -> float:
-    return float(_around(spacing_mm)[1][-1])
+        return found, left[:0] if self.whole else left
 
 
 @functools.lru_cache(maxsize=8)
-def _around(spacing_mm: Spacing) -> tuple[Places, Distances]:
+def _steps(spacing_mm: Spacing) -> tuple[Places, Distances]:
     """Steps to the voxels around one, nearest first, and how far they are."""
     radius_mm = 2 * (3 * LOOKS[-1] * math.prod(spacing_mm) / (4 * math.pi)) ** (1 / 3)
     # A thick voxel's neighbours may all be beyond a ball of so many voxels: at least one step each way.
@@ -94,16 +121,20 @@ def _around(spacing_mm: Spacing) -> tuple[Places, Distances]:
     return steps[order], apart_mm[order]
 
 
-def _far(places: Places, to: Mask, spacing_mm: Spacing) -> Distances:
+def _far(numbers: Numbers, to: Mask, spacing_mm: Spacing) -> Distances:
     count = np.count_nonzero(to)
-    if len(places) * count > PAIRS:
+    if len(numbers) * count > PAIRS:
         from liverseg_core.evaluation.transform import nearest_mm
 
-        return nearest_mm(places, to, spacing_mm)
-    others = _places(np.flatnonzero(flat(to)), to.shape)
+        return nearest_mm(numbers, to, spacing_mm)
+    places, others = (_places(some, to.shape) for some in (numbers, np.flatnonzero(flat(to))))
     at_once = max(1, (1 << 20) // count)
     parts = (places[start : start + at_once, None] - others for start in range(0, len(places), at_once))
     return np.concatenate([_length_mm(part, spacing_mm).min(axis=1) for part in parts])
+
+
+def _places(numbers: Numbers, shape: tuple[int, ...]) -> Places:
+    return np.stack(np.unravel_index(numbers, shape, order="F"), axis=1)
 
 
 def _length_mm(steps: Int64[np.ndarray, "*n 3"], spacing_mm: Spacing) -> Float64[np.ndarray, "*n"]:

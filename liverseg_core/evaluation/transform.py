@@ -2,7 +2,7 @@
 
 Along x two scans find each row's nearest voxel, along y the lower envelope of the parabolas over a plane's rows
 the nearest of its plane (Felzenszwalb and Huttenlocher, Distance Transforms of Sampled Functions, 2012); along
-z only the places asked for are looked from, up and down, until a plane is too far. Held is which voxel is the
+z only the voxels asked for are looked from, up and down, until a plane is too far. Held is which voxel is the
 nearest, not how far it is: four bytes a voxel, and distances as exact as if computed from it alone.
 """
 
@@ -17,12 +17,12 @@ NOTHING = -1
 
 
 def nearest_mm(
-    places: Int64[np.ndarray, "n 3"], to: Mask, spacing_mm: Spacing
+    numbers: Int64[np.ndarray, " n"], to: Mask, spacing_mm: Spacing
 ) -> Float64[np.ndarray, " n"]:
-    """From each place to the nearest voxel of a mask.
+    """From each of some voxels to the nearest of a mask.
 
     Args:
-        places: Indices of voxels.
+        numbers: Voxels, counted with x fastest.
         to: A mask, not empty.
         spacing_mm: Size of a voxel along each axis.
     """
@@ -31,7 +31,7 @@ def nearest_mm(
     nearest = np.empty(planes.shape, np.int32)
     for plane, found in zip(planes, nearest, strict=True):
         _nearest_in_plane(plane, found, spacing[0], spacing[1])
-    distances: Float64[np.ndarray, " n"] = _along_z(places, nearest, spacing)
+    distances: Float64[np.ndarray, " n"] = _along_z(numbers, nearest, spacing)
     return distances
 
 
@@ -85,12 +85,13 @@ def _nearest_in_row(row, found):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _along_z(places, nearest, spacing):  # type: ignore[no-untyped-def]
-    depth, _, width = nearest.shape
+def _along_z(numbers, nearest, spacing):  # type: ignore[no-untyped-def]
+    depth, height, width = nearest.shape
     x_mm, y_mm, z_mm = spacing
-    distances = np.empty(len(places))
-    for n in range(len(places)):
-        x, y, z = places[n]
+    distances = np.empty(len(numbers))
+    for n in range(len(numbers)):
+        row, x = divmod(numbers[n], width)
+        z, y = divmod(row, height)
         best = np.inf
         step = 0
         while step < depth and (step * z_mm) ** 2 < best:
