@@ -118,9 +118,7 @@ def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseS
         prediction = _predict(model, case, reference)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
     tolerance_mm = model.inference.nsd_tolerance_mm
-    score = score_case(
-        name, prediction, as_label(reference), reference.header.grid.spacing_mm, tolerance_mm
-    )
+    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm, tolerance_mm)
     write_atomically(record, json.dumps(score.record(), indent=1).encode())
     return score
 

@@ -4,8 +4,10 @@ Tables in terminals, the report, the model card, names in MLflow and docs/measur
 here. `python -m liverseg_core.evaluation.glossary > docs/measures.md` writes that page; a test holds it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from liverseg_core.classes import GROUP_NAMES
 
 TOLERANCE_MM = 2.0
 """What NSD forgives, unless `evaluate.nsd_tolerance_mm` or `liverseg score --tolerance` says otherwise."""
@@ -40,9 +42,9 @@ class Term:
 
 
 GROUPS = (
-    Term("liver", "liver with tumour", "labels 1 and 2", "LiTS, the Decathlon, CHAOS: all mean this one"),
-    Term("liver_only", "liver without tumour", "label 1 alone", "papers that say “tumour excluded”"),
-    Term("tumour", "tumour", "label 2", "LiTS, the Decathlon"),
+    Term("liver", GROUP_NAMES["liver"], "labels 1 and 2", "LiTS, the Decathlon, CHAOS: all mean this one"),
+    Term("liver_only", GROUP_NAMES["liver_only"], "label 1 alone", "papers that say “tumour excluded”"),
+    Term("tumour", GROUP_NAMES["tumour"], "label 2", "LiTS, the Decathlon"),
 )
 DICE = {
     "nan": Term(
@@ -57,7 +59,8 @@ DICE = {
     "lits": Term(
         "dice_lits",
         "Dice, empty = 1",
-        "the same, and 1 where neither has any voxel: a case without tumours is 1 if none is predicted, else 0",
+        "the same, and 1 where neither has any voxel: a case without tumours is 1 where none is predicted, "
+        "else 0",
         "LiTS “Dice per case”",
         hint="1 where neither has any, 0 for false alarms",
     ),
@@ -158,8 +161,8 @@ LESIONS = {
     "sizes": Term(
         "below_10_mm, from_10_to_20_mm, from_20_mm",
         "below 10 mm, 10 to 20 mm, 20 mm and above",
-        "diameter of a ball of the lesion's volume; of the reference lesion for recall, the predicted one for "
-        "precision",
+        "diameter of a ball of the lesion's volume; of the reference lesion for recall, the predicted one "
+        "for precision",
         "LiTS",
     ),
     "matched": Term(
@@ -183,8 +186,8 @@ def nsd_term(tolerance_mm: float = TOLERANCE_MM) -> Term:
     return Term(
         f"nsd_{told}mm",
         f"NSD at {told} mm",
-        "normalised surface distance: share of both surfaces' area within the tolerance, by marching cubes. 0 "
-        "where one label has none of the class, left out where neither has. The cut counts as surface",
+        "normalised surface distance: share of both surfaces' area within the tolerance, by marching cubes. "
+        "0 where one label has none of the class, left out where neither has. The cut counts as surface",
         "the Decathlon, FLARE, MedSAM and papers after it: equal to DeepMind's surface-distance and MONAI's "
         "`use_subvoxels`, at the same tolerance: 2 mm in MedSAM; for others set what their tables name",
     )
@@ -203,14 +206,16 @@ def term(name: str) -> Term:
     return measures()[name]
 
 
-GROUP_NAMES: Mapping[str, str] = {group.name: group.label for group in GROUPS}
+CRITERION_NAMES = {"iou_50": "IoU > 0.5", "iou_0": "any voxel shared"}
+"""What makes a lesion found, and what merely touched."""
 LITTLE = """\
 Written from `liverseg_core/evaluation/glossary.py`, where tables, report and MLflow have their words from.
 
 P is the predicted label, R the reference, both on the scan's own voxels; distances are in millimetres between
-the middles of voxels. A measure that is not defined in a case, such as a distance to an empty mask, is null and
-left out of means, whose `n` says of how many cases they are. Figures of different cases, of different policies
-for empty labels or of different surfaces may not be compared; the last column says with what each may be.
+the middles of voxels. A measure that is not defined in a case, such as a distance to an empty mask, is null
+and left out of means, whose `n` says of how many cases they are. Figures of different cases, of different
+policies for empty labels or of different surfaces may not be compared; the last column names the published
+ones beside which a figure may stand, were the cases the same.
 """
 MLFLOW = """\
 ## Names in MLflow

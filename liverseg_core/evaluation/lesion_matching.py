@@ -186,9 +186,7 @@ def _shared(predicted: _Side, true: _Side) -> dict[tuple[int, int], int]:
     return {(int(p), int(r)): int(n) for p, r, n in found}
 
 
-def _measured(
-    groups: Sequence[Group], predicted: _Side, true: _Side, spacing_mm: Spacing
-) -> Iterator[Match]:
+def _measured(groups: Sequence[Group], predicted: _Side, true: _Side, spacing_mm: Spacing) -> Iterator[Match]:
     largest = sorted(range(len(groups)), key=lambda n: -groups[n].overlap.both)[:MEASURED]
     assd_mm = {n: _assd_mm(groups[n], predicted, true, spacing_mm) for n in largest}
     for n, group in enumerate(groups):

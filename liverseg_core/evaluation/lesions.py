@@ -1,9 +1,9 @@
 """What became of lesions, counted by criterion and size so that cases add up, and how good the matches are.
 
 Two criteria are counted. `iou_50`, the primary one, by which lesions are called found: a lesion is right when
-its match (lesion_matching.py) has an IoU above 0.5. `iou_0`: it is right when it shares a voxel with any of the
-other side. Precision, recall and F1 come of the sums. A size is the diameter of a ball of the lesion's volume;
-recall goes by the size of the reference lesion, precision by that of the predicted one.
+its match (lesion_matching.py) has an IoU above 0.5. `iou_0`: it is right when it shares a voxel with any of
+the other side. Precision, recall and F1 come of the sums. A size is the diameter of a ball of the lesion's
+volume; recall goes by the size of the reference lesion, precision by that of the predicted one.
 """
 
 from collections.abc import Mapping, Sequence

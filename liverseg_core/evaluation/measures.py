@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-
 @dataclass(frozen=True)
 class BurdenError:
     """Errors of tumour burden, tumour / liver (tumours included), over cases with a liver in both labels."""
@@ -156,10 +155,10 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
     """Summarise a set of cases, as plain JSON values.
 
     Returns:
-        For each class group the mean of each of the `glossary.measures` over the cases that define it; `spread`, for
-        each measure mean, median, standard deviation (n − 1) and number of cases; and `policies` of Dice:
-        `nan` and `lits` as in `spread`, and `pooled` the set's one Dice, as its mean. `lesions` of all cases
-        pooled, and the errors of tumour `burden`.
+        For each class group the mean of each of the `glossary.measures` over the cases that define it;
+        `spread`, for each measure mean, median, standard deviation (n − 1) and number of cases; and
+        `policies` of Dice: `nan` and `lits` as in `spread`, and `pooled` the set's one Dice, as its mean.
+        `lesions` of all cases pooled, and the errors of tumour `burden`.
     """
     errors = (score.burden()["error"] for score in scores)
     return {

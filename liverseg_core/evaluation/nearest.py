@@ -86,9 +86,7 @@ class _Around:
         padded[tuple(slice(low, low + n) for low, n in zip(margin, to.shape, strict=True))] = to
         strides = np.array([1, padded.shape[0], padded.shape[0] * padded.shape[1]])
         jumps, whole = steps[:count] @ strides, count < len(steps)
-        return cls(
-            flat(padded), to.shape, int(margin @ strides), strides, jumps, apart_mm[:count], whole
-        )
+        return cls(flat(padded), to.shape, int(margin @ strides), strides, jumps, apart_mm[:count], whole)
 
     def nearest_mm(self, numbers: Numbers, allowed: float) -> tuple[Distances, Numbers]:
         """Distances, infinite where none was found; and of which that may be for not looking far enough."""
@@ -122,7 +120,7 @@ def _steps(spacing_mm: Spacing) -> tuple[Places, Distances]:
 
 
 def _far(numbers: Numbers, to: Mask, spacing_mm: Spacing) -> Distances:
-    count = np.count_nonzero(to)
+    count = int(np.count_nonzero(to))
     if len(numbers) * count > PAIRS:
         from liverseg_core.evaluation.transform import nearest_mm
 

@@ -1,15 +1,15 @@
 """How far two masks' surfaces are apart, in millimetres.
 
 The surface of a mask is what its erosion by the 6-neighbourhood takes away. Beyond the volume nothing is
-known: where the scan cuts a liver off, its voxels may or may not be its last ones. So they count as no surface
-to measure from (the volume's border erodes nothing, `border_value=1` in scipy's erosion), but as one to be
-near to: a mask that ends a slice before the other's cut is one slice away from it, not half a liver. MONAI and
-medpy count the cut both ways, CHAOS neither.
+known: where the scan cuts a liver off, its voxels may or may not be its last ones. So they count as no
+surface to measure from (the volume's border erodes nothing, `border_value=1` in scipy's erosion), but as one
+to be near to: a mask that ends a slice before the other's cut is one slice away from it, not half a liver.
+MONAI and medpy count the cut both ways, CHAOS neither.
 
-Distances run from the middle of each surface voxel to the nearest of the other mask's surface or cut. Those of
-the two directions are pooled for the means and for the surface Dice, as MONAI does; HD95 is the larger of the
-two directions' percentiles, as MONAI and DeepMind's surface-distance have it (medpy pools them first). Where
-either mask is empty, or neither has any surface to measure from, every measure is undefined.
+Distances run from the middle of each surface voxel to the nearest of the other mask's surface or cut. Those
+of the two directions are pooled for the means and for the surface Dice, as MONAI does; HD95 is the larger of
+the two directions' percentiles, as MONAI and DeepMind's surface-distance have it (medpy pools them first).
+Where either mask is empty, or neither has any surface to measure from, every measure is undefined.
 
 What other programmes publish is measured their way in `official.py`.
 """

@@ -1,9 +1,9 @@
 """Exact distances by a Euclidean distance transform: linear in the volume, however many voxels are how far.
 
-Along x two scans find each row's nearest voxel, along y the lower envelope of the parabolas over a plane's rows
-the nearest of its plane (Felzenszwalb and Huttenlocher, Distance Transforms of Sampled Functions, 2012); along
-z only the voxels asked for are looked from, up and down, until a plane is too far. Held is which voxel is the
-nearest, not how far it is: four bytes a voxel, and distances as exact as if computed from it alone.
+Along x two scans find each row's nearest voxel, along y the lower envelope of the parabolas over a plane's
+rows the nearest of its plane (Felzenszwalb and Huttenlocher, Distance Transforms of Sampled Functions, 2012);
+along z only the voxels asked for are looked from, up and down, until a plane is too far. Held is which voxel
+is the nearest, not how far it is: four bytes a voxel, and distances as exact as if computed from it alone.
 """
 
 import numba
@@ -16,9 +16,7 @@ from liverseg_core.evaluation.overlap import Mask
 NOTHING = -1
 
 
-def nearest_mm(
-    numbers: Int64[np.ndarray, " n"], to: Mask, spacing_mm: Spacing
-) -> Float64[np.ndarray, " n"]:
+def nearest_mm(numbers: Int64[np.ndarray, " n"], to: Mask, spacing_mm: Spacing) -> Float64[np.ndarray, " n"]:
     """From each of some voxels to the nearest of a mask.
 
     Args:

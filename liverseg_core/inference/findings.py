@@ -57,7 +57,7 @@ def _lesions(label: Label, spacing_mm: Spacing) -> tuple[int, float]:
 
 
 def _diameter_mm(plane: Bool[np.ndarray, "x y"], spacing_mm: tuple[float, float]) -> float:
-    """Of a mask: its two farthest voxels, and one voxel more. They are corners of its outline, drawn tight."""
+    """Of a mask: its two farthest voxels, and one voxel more. They are corners of its outline."""
     (rows,) = np.nonzero(plane.any(axis=1))
     if not rows.size:
         return 0.0
@@ -69,7 +69,9 @@ def _diameter_mm(plane: Bool[np.ndarray, "x y"], spacing_mm: tuple[float, float]
     return float(apart.max()) + math.sqrt(math.prod(spacing_mm))
 
 
-def _corners(rows: Int64[np.ndarray, " n"], ends: Int64[np.ndarray, " n"], side: int) -> list[tuple[int, int]]:
+def _corners(
+    rows: Int64[np.ndarray, " n"], ends: Int64[np.ndarray, " n"], side: int
+) -> list[tuple[int, int]]:
     """Those of the rows' ends that a string round them would touch, on one side (Andrew's monotone chain)."""
     corners: list[tuple[int, int]] = []
     for x, y in zip(rows.tolist(), ends.tolist(), strict=True):

@@ -28,8 +28,8 @@ from liverseg_core.evaluation.measures import (
     score_case,
     summarise,
 )
-from liverseg_core.evaluation.score import score
 from liverseg_core.evaluation.official import all_distances
+from liverseg_core.evaluation.score import score
 
 VOXEL_MM = (0.5, 0.8, 2.5)  # 1 mm³, so that 1,000 voxels are 1 ml
 SURFACES = ("assd_mm", "assd_lits_mm", "rmsd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
@@ -221,7 +221,9 @@ def test_what_an_empty_mask_leaves_undefined() -> None:
     ]
     with_surfaces = score_case("a", tumour, tumour, VOXEL_MM)
     spread = summarise([agreed, with_surfaces])["tumour"]["spread"]
-    assert [spread[name]["n"] for name in SURFACES] == [1] * len(SURFACES), "the mean says of how many cases it is"
+    assert [spread[name]["n"] for name in SURFACES] == [1] * len(SURFACES), (
+        "the mean says of how many cases it is"
+    )
 
 
 def test_tumour_burden() -> None:

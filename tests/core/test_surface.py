@@ -28,7 +28,7 @@ def box(shape: tuple[int, int, int], *ranges: tuple[int, int]) -> np.ndarray:
 
 
 def brute_surface(mask: np.ndarray, cut: bool = False) -> list[tuple[int, ...]]:
-    """Voxels with a neighbour that is in the volume and not in the mask, or with `cut` beyond it, one by one."""
+    """Voxels with a neighbour that is in the volume and not in the mask, or with `cut` beyond it."""
     steps = [step for step in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, step)) == 1]
 
     def is_outer(place: tuple[int, ...]) -> bool:
