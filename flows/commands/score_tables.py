@@ -95,7 +95,8 @@ def _matched(summary: Mapping[str, Any]) -> str:
 def _burden(summary: Mapping[str, Any]) -> str:
     found = summary["burden"]
     rmse, largest = (_number(found[name], 4) for name in ("rmse", "max_error"))
-    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {found['n']} cases"
+    cases = f"{found['n']} case{'s' * (found['n'] != 1)}"
+    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {cases}"
 
 
 def _number(value: float | None, digits: int) -> str:
