@@ -9,7 +9,7 @@ from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
-from liverseg_core.artifacts.stages import EVALUATE, REPORT, TRAIN
+from liverseg_core.artifacts.stages import EVALUATE, POOL, REPORT, TRAIN
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
 from liverseg_core.report.sources import ReportSources, Rival
@@ -110,6 +110,9 @@ def _champion(store: Store, made: Fold, version: Record) -> tuple[Rival | None, 
     found = store.find(EVALUATE, key) if key else None
     if found is None:
         return None, f"{verdict}. The evaluation of {name} is not in this store, so its scores are not shown"
+    if found.manifest["version"] != (EVALUATE if found.manifest["stage"] == EVALUATE.name else POOL).version:
+        told = f"{name} was scored by an older version of the measures, so its scores are not shown"
+        return None, f"{verdict}. {told}"
     scores, validation = found.facts["cases"], made.dataset["validation"]
     measured = found.manifest["inputs"].get("validation")  # a pooled one lists evaluations instead
     alike = {case["case"] for case in scores} == {case["case"] for case in validation}

@@ -289,7 +289,14 @@ def test_score_in_a_terminal(tmp_path: Path, labels: np.ndarray) -> None:
     printed = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
     assert printed == score(*pair)
     tables = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    for heading in ("case", "pooled", "surface Dice at 2 mm", "NSD at 2 mm", "20 mm and more", "Tumour burden"):
+    for heading in (
+        "case",
+        "pooled",
+        "surface Dice at 2 mm",
+        "NSD at 2 mm",
+        "20 mm and more",
+        "Tumour burden",
+    ):
         assert heading in tables
 
 
