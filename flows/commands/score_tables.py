@@ -39,7 +39,7 @@ def case_scores(cases: Sequence[Mapping[str, Any]]) -> Table:
                 *(_number(case[group]["dice"], 3) for group in CLASSES),
                 *(_number(case[group]["hd95_mm"], 1) for group in ("liver", "tumour")),
                 f"{lesions['detected']} of {lesions['reference']}",
-                f"{lesions['prediction'] - lesions['correct']} of {lesions['prediction']}",
+                lesions["prediction"] - lesions["correct"],
             ]
         )
     return plain_table(headings, rows)

@@ -1,5 +1,6 @@
 """Figures that could mislead: each beside what it must be, worked out anew by other means."""
 
+import io
 import json
 import math
 import re
@@ -87,14 +88,18 @@ def test_a_missing_last_slice_is_one_slice_away(body: str, axis: int) -> None:
 
 
 @pytest.mark.trouble("1.11")
-def test_a_cut_that_both_have_counts_as_it_did() -> None:
-    """The same body reaching further beyond the scan: hardly another distance."""
+def test_a_cut_that_both_have_hardly_counts() -> None:
+    """Beside the distances to surfaces without the cut, by scipy."""
     reference = bodies()["ellipsoid"]
     prediction = ndimage.shift(reference.astype(float), (2, 0, 0), order=0) > 0.5
-    beyond = [np.pad(mask, ((0, 0), (0, 0), (0, 4)), mode="edge") for mask in (prediction, reference)]
-    cut, whole = (surface_distances(*pair, SLICES_MM) for pair in ((prediction, reference), beyond))
-    assert cut.mssd_mm == whole.mssd_mm == 2
-    assert cut.assd_mm == pytest.approx(whole.assd_mm, rel=0.1)
+    found = surface_distances(prediction, reference, SLICES_MM)
+    edges = [
+        np.argwhere(mask ^ ndimage.binary_erosion(mask, border_value=1)) * SLICES_MM
+        for mask in (prediction, reference)
+    ]
+    uncut = np.concatenate([spatial.cKDTree(to).query(one)[0] for one, to in (edges, edges[::-1])])
+    assert found.mssd_mm == uncut.max() == 2
+    assert found.assd_mm == pytest.approx(uncut.mean(), rel=0.1)
 
 
 def lits_assd(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing) -> float:
@@ -135,12 +140,6 @@ def test_lits_assd_is_that_of_its_programme() -> None:
     spacing_mm = (0.7, 0.9, 2.5)
     for one, other in ((block, dented), (block, cut), (dented, cut)):
         assert assd_lits_mm(one, other, spacing_mm) == pytest.approx(lits_assd(one, other, spacing_mm))
-    # Cut alike, the cut is at no distance and counts: the mean is lower than by our own definition.
-    short = cut.copy()
-    short[2] = False
-    ours = surface_distances(short, cut, spacing_mm).assd_mm
-    assert ours is not None
-    assert assd_lits_mm(short, cut, spacing_mm) == pytest.approx(lits_assd(short, cut, spacing_mm))
     for one, other, spacing in pairs(12):
         assert assd_lits_mm(one, other, spacing) == pytest.approx(lits_assd(one, other, spacing))
 
@@ -169,7 +168,7 @@ def test_nsd_equals_that_of_the_decathlon() -> None:
 
 @pytest.mark.trouble("4 measures")
 def test_rvd_and_rmsd() -> None:
-    """3 voxels for 5: −.4 of the reference; the LiTS notebook has +.667 of the prediction. Two steps apart."""
+    """3 voxels for 5: −.4 of the reference; the LiTS notebook has +.667 of the prediction."""
     overlap = Overlap(prediction=3, reference=5, both=3)
     assert overlap.rvd == pytest.approx(-0.4)
     assert pytest.approx(-overlap.rvd) != (5 - 3) / 3
@@ -226,7 +225,7 @@ def test_the_report_and_the_card_call_found_what_the_table_does() -> None:
 
 
 def _printed(table: object) -> str:
-    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=400, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
@@ -272,7 +271,7 @@ def test_distances_of_noise_are_exact_and_numba_is_for_noise_alone() -> None:
 
 @pytest.mark.trouble("2.13")
 def test_the_work_for_noise_grows_with_its_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask of noise far from the other: as many looks as are allowed, then the transform, never all pairs."""
+    """A mask of noise far from the other: the looks that are allowed, then the transform, never all pairs."""
     rng = np.random.default_rng(4)
     prediction, reference = np.zeros((2, 96, 96, 48), np.bool_)
     prediction[30:], reference[:3, :3, :3] = rng.random((66, 96, 48)) < 0.3, True
@@ -290,12 +289,12 @@ def test_the_work_for_noise_grows_with_its_voxels(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.trouble("2.13")
 def test_many_lesions_are_counted_and_matched_in_linear_time() -> None:
     rng = np.random.default_rng(5)
-    tumour = rng.random((128, 128, 64)) < 0.02
+    tumour = rng.random((96, 96, 48)) < 0.02
     begun = time.process_time()
     found = findings(tumour.astype(np.uint8) * 2, (0.7, 0.7, 2.5))
     lesions = find_lesions(tumour, tumour, (0.7, 0.7, 2.5))
-    assert time.process_time() - begun < 8, "some .8 s"
-    assert found["lesions"] > 15_000
+    assert time.process_time() - begun < 8, "some .5 s"
+    assert found["lesions"] > 6_000
     assert len(lesions.matches) == found["lesions"]
     measured = [match.assd_mm for match in lesions.matches if match.assd_mm is not None]
     assert measured == [0.0] * MEASURED
