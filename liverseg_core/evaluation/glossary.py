@@ -37,7 +37,7 @@ class Term:
 
     @property
     def line(self) -> str:
-        """A row's heading: `RVD, above 0: too large`."""
+        """A row's heading: `RVD, above 0: too much predicted`."""
         return ", ".join(part for part in (self.label, self.hint or self.unit) if part)
 
 
@@ -81,7 +81,7 @@ OVERLAP = (
         "relative volume difference (|P| − |R|) / |R|: above 0 where too much is predicted",
         "CHAOS's RAVD is its size in percent. Not LiTS's: its notebook gives (|R| − |P|) / |P|, of the "
         "opposite sign and by the predicted volume",
-        hint="above 0: too large",
+        hint="above 0: too much predicted",
     ),
 )
 SURFACES = (

@@ -40,12 +40,14 @@ class Measure:
     bent: bool = True
     """Whether a few large values may bend its scale."""
 
+    aside: str = ""
+
     @property
     def name(self) -> str:
         """As the glossary calls it."""
         known = term(self.key)
-        words = known.label if self is DICE else known.line
-        return words[0].upper() + words[1:]
+        words = ", ".join(part for part in (known.label, known.unit) if part)
+        return f"{words[0].upper()}{words[1:]}{self.aside}"
 
 
 DICE = Measure("dice", 1, digits=3)
@@ -55,7 +57,7 @@ OTHERS = (
     Measure("hd95_mm", 0, 2),
     Measure("assd_mm", 0, 1),
     Measure("mssd_mm", 0, 2),
-    Measure("rvd", 0, digits=3),
+    Measure("rvd", 0, digits=3, aside=" (+: too large)"),
 )
 
 
