@@ -107,7 +107,8 @@ SURFACES = (
         "hd95_mm",
         "HD95",
         "95th percentile of the distances of `assd_mm`, of the worse direction",
-        "MONAI and DeepMind's surface-distance, for organs that no scan cuts off; medpy pools the directions",
+        "MONAI, for organs that no scan cuts off. medpy pools the directions, DeepMind's surface-distance "
+        "weighs the surface by its area",
         "mm",
         2,
     ),
@@ -189,7 +190,7 @@ def nsd_term(tolerance_mm: float = TOLERANCE_MM) -> Term:
         "normalised surface distance: share of both surfaces' area within the tolerance, by marching cubes. "
         "0 where one label has none of the class, left out where neither has. The cut counts as surface",
         "the Decathlon, FLARE, MedSAM and papers after it: equal to DeepMind's surface-distance and MONAI's "
-        "`use_subvoxels`, at the same tolerance: 2 mm in MedSAM; for others set what their tables name",
+        "`use_subvoxels`, at the same tolerance: 2 mm in MedSAM's papers; for others set what theirs name",
     )
 
 
