@@ -21,12 +21,14 @@ from rich.progress import (
 from rich.table import Table
 
 from flows.run_report import RunReport
+from liverseg_core.classes import GROUP_NAMES
 from tasks.context import Report
 
 TALK = Console(stderr=True, highlight=False)
 # In a file or a pipe a table is as wide as its rows: a folded path is none.
 DATA = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 DICE_COLUMNS = ("mean", "median", "sd", "empty = 1", "pooled")
+"""Under the policies for classes that neither label has, as docs/measures.md tells them."""
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
@@ -108,8 +110,7 @@ def dice_table(summary: Mapping[str, Any]) -> Table:
 
 def dice_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """A class's name, then its texts under `DICE_COLUMNS`."""
-    names = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)", "tumour": "tumour"}
-    for group, name in names.items():
+    for group, name in GROUP_NAMES.items():
         policies = summary[group]["policies"]
         values = [policies["nan"][part] for part in ("mean", "median", "sd")]
         values += [policies["lits"]["mean"], policies["pooled"]["mean"]]

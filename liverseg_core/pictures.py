@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from liverseg_core.arrays import Image, Label, Shape, Spacing
+from liverseg_core.classes import GROUP_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,6 @@ CONVENTION = (
     "Radiological convention: the patient's right is on the left of the axial and coronal planes; front is "
     f"up in axial, left in sagittal; head is up. CT window −{-WINDOW_HU[0]} to {WINDOW_HU[1]} HU."
 )
-GROUP_NAMES = {"liver": "liver with tumour", "liver_only": "liver without tumour"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def dice_plot_png(path: Path, per_case: Mapping[str, Mapping[str, float]]) -> No
     lowest = 1.0
     for at, group in enumerate(groups):
         dices = {case: d[group] for case, d in per_case.items() if group in d and not math.isnan(d[group])}
-        names.append(f"{GROUP_NAMES.get(group, group)}\n{_summary(list(dices.values()), len(per_case))}")
+        names.append(f"{GROUP_NAMES[group]}\n{_summary(list(dices.values()), len(per_case))}")
         if dices:
             _draw_group(axes, at, dices, LIVER if group.startswith("liver") else TUMOUR)
             lowest = min(lowest, *dices.values())

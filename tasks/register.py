@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
 from liverseg_core.artifacts.produce import Store, produce
@@ -13,9 +13,13 @@ from liverseg_core.artifacts.stages import EVALUATE, INGEST, REGISTER, TRAIN
 from liverseg_core.config import TrainConfig
 from liverseg_core.errors import LiversegError
 from tasks.context import Context, Record
-from tasks.registry.promotion import Seen
+from tasks.evaluate import evaluate
+from tasks.registry.promotion import Measured, Seen
 from tasks.stage import stage_task
 from tasks.train import open_training_run
+
+if TYPE_CHECKING:
+    from tasks.registry.tracking import Tracking
 
 AT_ONCE = 16
 """Manifests that are read at a time."""
@@ -43,6 +47,8 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
         if run_id is None:  # trained under another tracking store, or this one's run was deleted
             run_id = open_training_run(context, dataset, model["key"])
             finish_run(run_id, "FINISHED")
+        seen = seen_cases(context.store, dataset, out_of_fold="members" in model)
+        _score_again(context, tracking, seen, (dataset, model, evaluation))
         trained = trainings(context.store, model["key"])
         request = Registration(
             key=recipe.key,
@@ -51,7 +57,7 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
             model=context.store.fetch(TRAIN, model["key"]),
             evaluation=context.store.fetch(EVALUATE, evaluation["key"]),
             summary=evaluation["summary"],
-            seen=seen_cases(context.store, dataset, out_of_fold="members" in model),
+            seen=seen,
             data_key=dataset["key"],
             started_from=tuple(
                 one["inputs"]["start_from"] for one in trained if "start_from" in one["inputs"]
@@ -76,6 +82,32 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
     facts = artifact.facts
     context.report.finished("register", f"{facts['name']} version {facts['version']}", artifact.cached)
     return {"key": artifact.key, "cached": artifact.cached, **facts}
+
+
+def _score_again(
+    context: Context, tracking: "Tracking", seen: Seen, made: tuple[Record, Record, Record]
+) -> None:
+    """See that a champion that older definitions scored on these cases is scored by today's.
+
+    A candidate could not be compared with it otherwise. The members of an ensemble that is another than the
+    candidate are not evaluated again: its scores stay, and so does it, until somebody promotes by force.
+    """
+    from tasks.registry.version_scores import add_scores, scoring
+    from tasks.registry.versions import list_versions
+
+    dataset, model, evaluation = made
+    versions = list_versions(tracking, context.settings.register_.model)
+    champion = next((one for one in versions if "champion" in one.aliases), None)
+    if champion is None or scoring(champion.tags, seen.validation) in (None, str(EVALUATE.version)):
+        return
+    key = champion.tags.get("liverseg.model_key", "none")
+    if key != model["key"]:
+        if seen.out_of_fold or context.store.find(TRAIN, key) is None:
+            return
+        evaluation = evaluate(context, dataset, {"key": key})
+        seen = replace(seen, training=[])
+    measured = Measured.of(seen, evaluation["cases"], evaluation["key"])
+    add_scores(tracking, f"models:/{champion.name}/{champion.version}", measured)
 
 
 def seen_cases(store: Store, dataset: Record, out_of_fold: bool = False) -> Seen:

@@ -11,7 +11,7 @@ from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
-from liverseg_core.artifacts.stages import EVALUATE, REPORT, TRAIN
+from liverseg_core.artifacts.stages import EVALUATE, POOL, REPORT, TRAIN
 from liverseg_core.cases.data_report import CaseRow
 from liverseg_core.config import Settings
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
@@ -117,6 +117,9 @@ def _champion(store: Store, version: Record) -> tuple[Rival | None, str]:
     found = store.find(EVALUATE, key)
     if found is None:
         return None, f"{verdict}. The evaluation of {name} is not in this store, so its scores are not shown"
+    if found.manifest["version"] != (EVALUATE if found.manifest["stage"] == EVALUATE.name else POOL).version:
+        told = f"{name} was scored by an older version of the measures, so its scores are not shown"
+        return None, f"{verdict}. {told}"
     return Rival(name, found.facts["cases"]), verdict
 
 

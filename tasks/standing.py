@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from liverseg_core.artifacts.stages import SPLIT, TRAIN
+from liverseg_core.artifacts.stages import EVALUATE, SPLIT, TRAIN
 from tasks.context import Context, Record
 from tasks.evaluate import evaluate_task
 from tasks.register import seen_cases
@@ -63,19 +63,20 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, l
 def measure_champion(context: Context, dataset: Record, champion: "VersionRecord") -> None:
     """See that the champion has scores on the dataset's validation cases: a candidate is compared on those.
 
-    A case that was withdrawn or whose label changed makes them others than the champion was registered with.
+    A case that was withdrawn or whose label changed makes them others than the champion was registered with,
+    and what older definitions scored is scored again.
     A champion whose model is not in the store keeps none, and then stays champion.
 
     Raises:
         LiversegError: LS401 when MLflow fails; those of `evaluate`.
     """
     from tasks.registry.tracking import connect_patiently
-    from tasks.registry.version_scores import SCORES, add_scores
+    from tasks.registry.version_scores import add_scores, scoring
 
     settings = context.settings
     seen = seen_cases(context.store, {**dataset, "training": []})
     model = champion.tags.get("liverseg.model_key", "none")
-    if SCORES + seen.validation in champion.tags:
+    if scoring(champion.tags, seen.validation) == str(EVALUATE.version):
         return
     if context.store.find(TRAIN, model) is None:
         _logger.warning("the champion's model %s is not in this store: it can't be measured", model)

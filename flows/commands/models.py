@@ -11,6 +11,7 @@ from flows.commands.score_tables import case_scores, lesion_table, surface_table
 from flows.console import DATA, dice_table, plain_table, say, watching
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
+from liverseg_core.evaluation.glossary import TOLERANCE_MM
 
 if TYPE_CHECKING:
     from tasks.registry.tracking import Tracking
@@ -32,13 +33,19 @@ def add_to(app: typer.Typer) -> None:
 def score(
     prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A label file, or a folder of them.")],
     reference: Annotated[Path, typer.Argument(metavar="REF", help="The labels to compare with.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="MM", min=0.01, max=100, help="What NSD forgives.")
+    ] = TOLERANCE_MM,
     as_json: Json = False,
 ) -> None:
-    """Score labels against labels: overlap, surfaces in mm, lesions found, volumes, tumour burden."""
+    """Score labels against labels: overlap, surfaces in mm, lesions found, volumes, tumour burden.
+
+    docs/measures.md says what each figure is, and which published table it may stand beside.
+    """
     from liverseg_core.evaluation.score import score as score_paths
 
     with watching() as report:
-        result = score_paths(prediction, reference, functools.partial(report.progress, "score"))
+        result = score_paths(prediction, reference, functools.partial(report.progress, "score"), tolerance)
     if as_json:
         print_json(result)
         return

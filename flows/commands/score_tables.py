@@ -1,4 +1,7 @@
-"""Scores in a terminal: a row a case, and for the set overlap and surfaces, and lesions by size."""
+"""Scores in a terminal: a row a case, and for the set overlap and surfaces, and lesions by size.
+
+What columns are called is what docs/measures.md explains.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +9,11 @@ from typing import Any
 from rich.table import Table
 
 from flows.console import plain_table
+from liverseg_core.evaluation import glossary
+from liverseg_core.evaluation.glossary import LESIONS, term
+from liverseg_core.evaluation.lesions import CRITERIA, PRIMARY
 
-CLASSES = ("liver", "liver_only", "tumour")
+CLASSES = tuple(group.name for group in glossary.GROUPS)
 SIZE_NAMES = {
     "all": "all",
     "below_10_mm": "below 10 mm",
@@ -18,17 +24,22 @@ SIZE_NAMES = {
 
 def case_scores(cases: Sequence[Mapping[str, Any]]) -> Table:
     """Dice by class, surface distances, and lesions found, for every case."""
-    headings = ("case", *CLASSES, "liver HD95 mm", "tumour HD95 mm", "lesions found", "false lesions")
+    hd95 = term("hd95_mm")
+    headings = (
+        *("case", *(f"{group} {glossary.DICE['nan'].label}" for group in CLASSES)),
+        *(f"{group} {hd95.title}" for group in ("liver", "tumour")),
+        *(LESIONS[name].label for name in ("found", "false")),
+    )
     rows = []
     for case in cases:
-        found = case["lesions"]["iou_50"]["all"]
+        lesions = case["lesions"][PRIMARY]["all"]
         rows.append(
             [
                 case["case"],
                 *(_number(case[group]["dice"], 3) for group in CLASSES),
                 *(_number(case[group]["hd95_mm"], 1) for group in ("liver", "tumour")),
-                f"{found['detected']} of {found['reference']}",
-                found["prediction"] - found["correct"],
+                f"{lesions['detected']} of {lesions['reference']}",
+                lesions["prediction"] - lesions["correct"],
             ]
         )
     return plain_table(headings, rows)
@@ -36,58 +47,41 @@ def case_scores(cases: Sequence[Mapping[str, Any]]) -> Table:
 
 def surface_table(summary: Mapping[str, Any]) -> Table:
     """Means over the cases that define a measure."""
-    columns = {
-        "VOE": ("voe", 3),
-        "RVD": ("rvd", 3),
-        "ASSD mm": ("assd_mm", 2),
-        "HD95 mm": ("hd95_mm", 1),
-        "MSSD mm": ("mssd_mm", 1),
-        "surface Dice 2 mm": ("surface_dice_2mm", 3),
-        "ml": ("volume_ml", 1),
-        "ref. ml": ("reference_volume_ml", 1),
-    }
+    columns = [term(name) for name in summary["liver"]["spread"] if not name.startswith("dice")]
     rows = [
         [
             group,
-            *(_number(summary[group][measure], digits) for measure, digits in columns.values()),
+            *(_number(summary[group][one.name], one.digits) for one in columns),
             summary[group]["spread"]["assd_mm"]["n"],
         ]
         for group in CLASSES
     ]
-    table = plain_table(("", *columns, "n"), rows)
-    table.title, table.title_justify = (
-        "Means over cases, surfaces over n; RVD above 0: too much is predicted",
-        "left",
-    )
+    table = plain_table(("", *(one.title for one in columns), "n"), rows)
+    rvd = term("rvd")
+    table.title = f"Means over cases, surfaces over n; {rvd.label} {rvd.hint}"
+    table.title_justify = "left"
     return table
 
 
 def lesion_table(summary: Mapping[str, Any]) -> Table:
     """Lesions of all cases by size, and the errors of tumour burden."""
-    matches, touches = (summary["lesions"][criterion] for criterion in ("iou_50", "iou_0"))
+    found, touched = (summary["lesions"][criterion] for criterion in CRITERIA)
     rows = [
         [
             name,
-            f"{matches[size]['detected']} of {matches[size]['reference']}",
-            _number(matches[size]["recall"], 3),
-            f"{matches[size]['correct']} of {matches[size]['prediction']}",
-            *(_number(matches[size][rate], 3) for rate in ("precision", "f1")),
-            *(_number(touches[size][rate], 3) for rate in ("recall", "precision")),
+            f"{found[size]['detected']} of {found[size]['reference']}",
+            _number(found[size]["recall"], 3),
+            f"{found[size]['correct']} of {found[size]['prediction']}",
+            *(_number(found[size][rate], 3) for rate in ("precision", "f1")),
+            f"{touched[size]['detected']} of {touched[size]['reference']}",
         ]
         for size, name in SIZE_NAMES.items()
     ]
-    headings = (
-        "diameter",
-        "found",
-        "recall",
-        "right",
-        "precision",
-        "F1",
-        "recall IoU > 0",
-        "precision IoU > 0",
-    )
+    headings = ("diameter", "found", "recall", "right", "precision", "F1", "touched")
     table = plain_table(headings, rows)
-    table.title, table.title_justify = "Lesions of all cases, IoU > 0.5", "left"
+    criteria = (glossary.CRITERION_NAMES[criterion] for criterion in CRITERIA)
+    table.title = "Lesions of all cases; found, right: {}; touched: {}".format(*criteria)
+    table.title_justify = "left"
     table.caption, table.caption_justify = f"{_matched(summary)}\n{_burden(summary)}", "left"
     return table
 
@@ -95,13 +89,14 @@ def lesion_table(summary: Mapping[str, Any]) -> Table:
 def _matched(summary: Mapping[str, Any]) -> str:
     found = summary["lesions"]["matched"]
     dice, rvd, assd = (_number(found[name], 3) for name in ("dice", "rvd", "assd_mm"))
-    return f"Found ones, means of {found['n']}: Dice {dice}, RVD {rvd}, ASSD {assd} mm"
+    return f"Matches of found ones, means of {found['n']}: Dice {dice}, RVD {rvd}, ASSD {assd} mm"
 
 
 def _burden(summary: Mapping[str, Any]) -> str:
     found = summary["burden"]
     rmse, largest = (_number(found[name], 4) for name in ("rmse", "max_error"))
-    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {found['n']} cases"
+    cases = f"{found['n']} case{'s' * (found['n'] != 1)}"
+    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {cases}"
 
 
 def _number(value: float | None, digits: int) -> str:

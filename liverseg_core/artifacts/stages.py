@@ -17,7 +17,7 @@ REGISTER = Stage("register", "registrations", version=4)
 REPORT = Stage("report", "reports", version=2)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)
-POOL = Stage("pool", EVALUATE.folder, version=3)
+POOL = Stage("pool", EVALUATE.folder, version=4)
 """The folds' models as one model, and their evaluations as one, where single ones lie."""
 
 STAGES = (INGEST, SPLIT, TRAIN, EVALUATE, REGISTER, REPORT)

@@ -16,7 +16,9 @@ from liverseg_core.cases.target import plan_target
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.evaluation.case_view import open_view, read_native
-from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
+from liverseg_core.evaluation.glossary import measures
+from liverseg_core.evaluation.lesions import PRIMARY
+from liverseg_core.evaluation.measures import GROUPS, CaseScore, score_case, summarise
 from liverseg_core.inference.native_volume import replacing
 from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
 from liverseg_core.inference.predict import segment_prepared
@@ -115,7 +117,8 @@ def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseS
     else:
         prediction = _predict(model, case, reference)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
-    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm)
+    tolerance_mm = model.inference.nsd_tolerance_mm
+    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm, tolerance_mm)
     write_atomically(record, json.dumps(score.record(), indent=1).encode())
     return score
 
@@ -160,11 +163,12 @@ def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    lesions = record["lesions"]["iou_50"]["all"]
+    lesions, names = record["lesions"][PRIMARY]["all"], measures(record["nsd_tolerance_mm"])
+    parts = ("reference", "detected", "prediction", "correct")
     return {
         "case": record["case"],
-        **{f"{group}_{measure}": record[group][measure] for group in GROUPS for measure in MEASURES},
-        **{f"lesions_{part}": lesions[part] for part in ("reference", "detected", "prediction", "correct")},
+        **{f"{group}_{measure}": record[group][measure] for group in GROUPS for measure in names},
+        **{f"lesions_{PRIMARY}_{part}": lesions[part] for part in parts},
         **{f"burden_{part}": value for part, value in record["burden"].items()},
     }
 

@@ -9,15 +9,16 @@ around it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import cc3d
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from liverseg_core.arrays import Spacing
-from liverseg_core.evaluation.lesions import CRITERIA, SIZES, Detection, Lesions, Match
+from liverseg_core.evaluation.lesions import CRITERIA, MEASURED, SIZES, Detection, Lesions, Match
 from liverseg_core.evaluation.overlap import Box, Mask, Overlap, union_box
 from liverseg_core.evaluation.surface import surface_distances
 
@@ -27,15 +28,32 @@ Shared = Mapping[tuple[int, int], int]
 """Voxels that a predicted and a reference lesion share, by their numbers."""
 PerLesion = Int64[np.ndarray, " n"]
 """By the lesion's number; 0 is what is no lesion."""
+Partners = defaultdict[int, list[tuple[int, int]]]
+"""By lesion, those of the other side that share voxels with it, and how many."""
+SIDES = PREDICTION, REFERENCE = 0, 1
+
+
+def _shares() -> tuple[Counter[int], Counter[int]]:
+    return Counter(), Counter()
 
 
 @dataclass
 class Group:
     """Lesions matched with each other, by their numbers; it grows while matching."""
 
-    predictions: list[int]
-    references: list[int]
     overlap: Overlap
+    lesions: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Predictions, references."""
+    within: tuple[Counter[int], Counter[int]] = field(default_factory=_shares)
+    """Voxels that a prediction shares with the group's references, and a reference with its predictions."""
+
+    @property
+    def predictions(self) -> list[int]:
+        return self.lesions[PREDICTION]
+
+    @property
+    def references(self) -> list[int]:
+        return self.lesions[REFERENCE]
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,7 @@ def find_lesions(prediction: Mask, reference: Mask, spacing_mm: Spacing) -> Lesi
         )
         for criterion in CRITERIA
     }
-    return Lesions(counts, tuple(_measure(group, predicted, true, spacing_mm) for group in matched))
+    return Lesions(counts, tuple(_measured(matched, predicted, true, spacing_mm)))
 
 
 def _detections(*columns: list[int]) -> dict[str, Detection]:
@@ -114,37 +132,45 @@ def match_lesions(shared: Shared, predicted: PerLesion, true: PerLesion) -> list
         >>> [(group.predictions, group.references, group.overlap.jaccard) for group in merge]
         [([1], [1, 2], 0.875)]
     """
-    groups: list[Group] = []
-    with_prediction: dict[int, Group] = {}
-    with_reference: dict[int, Group] = {}
+    sizes = predicted.tolist(), true.tolist()
+    partners: tuple[Partners, Partners] = defaultdict(list), defaultdict(list)
+    for (p, r), voxels in shared.items():
+        partners[PREDICTION][p].append((r, voxels))
+        partners[REFERENCE][r].append((p, voxels))
 
     def claim(pair: tuple[int, int]) -> tuple[int, ...]:
         p, r = pair
-        return -shared[pair], int(predicted[p] + true[r]), p, r
+        return -shared[pair], sizes[PREDICTION][p] + sizes[REFERENCE][r], p, r
 
-    for p, r in sorted(shared, key=claim):
-        ours, theirs = with_prediction.get(p), with_reference.get(r)
-        if ours and theirs:
-            continue
-        if not (ours or theirs):
-            group = Group([p], [r], Overlap(int(predicted[p]), int(true[r]), shared[p, r]))
-            with_prediction[p] = with_reference[r] = group
+    groups: list[Group] = []
+    groups_of: tuple[dict[int, Group], dict[int, Group]] = {}, {}
+
+    def join(group: Group, side: int, lesion: int) -> None:
+        group.lesions[side].append(lesion)
+        groups_of[side][lesion] = group
+        for other, voxels in partners[side][lesion]:
+            group.within[1 - side][other] += voxels
+
+    for pair in sorted(shared, key=claim):
+        with_prediction, with_reference = (groups_of[side].get(pair[side]) for side in SIDES)
+        if not (with_prediction or with_reference):
+            group = Group(Overlap(sizes[PREDICTION][pair[0]], sizes[REFERENCE][pair[1]], shared[pair]))
             groups.append(group)
-        elif ours:
-            gained = sum(shared.get((other, r), 0) for other in ours.predictions)
-            if _grow(ours, Overlap(0, int(true[r]), gained)):
-                ours.references.append(r)
-                with_reference[r] = ours
-        elif theirs:
-            gained = sum(shared.get((p, other), 0) for other in theirs.references)
-            if _grow(theirs, Overlap(int(predicted[p]), 0, gained)):
-                theirs.predictions.append(p)
-                with_prediction[p] = theirs
+            for side in SIDES:
+                join(group, side, pair[side])
+        elif not (with_prediction and with_reference):
+            known = with_prediction or with_reference
+            assert known
+            side = REFERENCE if with_prediction else PREDICTION
+            lesion = pair[side]
+            if _grow(known, side, sizes[side][lesion], known.within[side][lesion]):
+                join(known, side, lesion)
     return groups
 
 
-def _grow(group: Group, more: Overlap) -> bool:
+def _grow(group: Group, side: int, size: int, gained: int) -> bool:
     """Whether a lesion raises the group's IoU; then its voxels are part of it."""
+    more = Overlap(size, 0, gained) if side == PREDICTION else Overlap(0, size, gained)
     grown = group.overlap + more
     raises = grown.jaccard > group.overlap.jaccard
     if raises:
@@ -160,20 +186,23 @@ def _shared(predicted: _Side, true: _Side) -> dict[tuple[int, int], int]:
     return {(int(p), int(r)): int(n) for p, r, n in found}
 
 
-def _measure(group: Group, predicted: _Side, true: _Side, spacing_mm: Spacing) -> Match:
+def _measured(groups: Sequence[Group], predicted: _Side, true: _Side, spacing_mm: Spacing) -> Iterator[Match]:
+    largest = sorted(range(len(groups)), key=lambda n: -groups[n].overlap.both)[:MEASURED]
+    assd_mm = {n: _assd_mm(groups[n], predicted, true, spacing_mm) for n in largest}
+    for n, group in enumerate(groups):
+        overlap = group.overlap
+        counts = len(group.predictions), len(group.references)
+        yield Match(*counts, overlap.dice, overlap.rvd, assd_mm.get(n))
+
+
+def _assd_mm(group: Group, predicted: _Side, true: _Side, spacing_mm: Spacing) -> float | None:
     boxes = np.concatenate([predicted.boxes[group.predictions], true.boxes[group.references]])
     box = _around(boxes)
     masks = (
         np.isin(predicted.components[box], group.predictions),
         np.isin(true.components[box], group.references),
     )
-    return Match(
-        predictions=len(group.predictions),
-        references=len(group.references),
-        dice=group.overlap.dice,
-        rvd=group.overlap.rvd,
-        assd_mm=surface_distances(*masks, spacing_mm).assd_mm,
-    )
+    return surface_distances(*masks, spacing_mm).assd_mm
 
 
 def _around(boxes: Integer[np.ndarray, "n 6"]) -> Box:

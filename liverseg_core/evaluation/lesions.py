@@ -1,9 +1,9 @@
 """What became of lesions, counted by criterion and size so that cases add up, and how good the matches are.
 
-Two criteria are counted. `iou_50`: a lesion is right when its match (lesion_matching.py) has an IoU above
-0.5. `iou_0`: it is right when it shares a voxel with any of the other side. Precision, recall and F1 come of
-the sums. A size is the diameter of a ball of the lesion's volume; recall goes by the size of the reference
-lesion, precision by that of the predicted one.
+Two criteria are counted. `iou_50`, the primary one, by which lesions are called found: a lesion is right when
+its match (lesion_matching.py) has an IoU above 0.5. `iou_0`: it is right when it shares a voxel with any of
+the other side. Precision, recall and F1 come of the sums. A size is the diameter of a ball of the lesion's
+volume; recall goes by the size of the reference lesion, precision by that of the predicted one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from typing import Any
 SIZES: Mapping[str, float] = {"below_10_mm": 0.0, "from_10_to_20_mm": 10.0, "from_20_mm": 20.0}
 """Size classes by the diameter they begin at, as LiTS has them."""
 CRITERIA = ("iou_50", "iou_0")
+PRIMARY = CRITERIA[0]
+"""By which a lesion is found: sharing any voxel says nothing of how well, and is only ever called touched."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Match:
     dice: float
     rvd: float
     assd_mm: float | None
+    """None also beyond the `MEASURED` largest matches of a case."""
+
+
+MEASURED = 500
+"""Of so many matches a case the surfaces are compared, largest first; a label with more is noise."""
 
 
 def _nothing() -> dict[str, dict[str, Detection]]:

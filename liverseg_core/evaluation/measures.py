@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from liverseg_core.arrays import Label, Spacing
+from liverseg_core.evaluation import glossary
 from liverseg_core.evaluation.lesion_matching import find_lesions
 from liverseg_core.evaluation.lesions import Lesions
+from liverseg_core.evaluation.official import all_distances
 from liverseg_core.evaluation.overlap import GROUPS, Overlap, confusion, count, mask_of, union_box
-from liverseg_core.evaluation.surface import SurfaceDistances, surface_distances
+from liverseg_core.evaluation.surface import SurfaceDistances
 
 __all__ = [
     "GROUPS",
-    "MEASURES",
     "BurdenError",
     "CaseScore",
     "Overlap",
@@ -30,13 +31,6 @@ __all__ = [
     "score_case",
     "summarise",
 ]
-
-MEASURES = (
-    *("dice", "dice_lits", "voe", "rvd"),
-    *("assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm"),
-    *("volume_ml", "reference_volume_ml"),
-)
-"""Keys of a class group in a case's record, each a number or null; a summary has their means."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +66,14 @@ class CaseScore:
         default_factory=lambda: dict.fromkeys(GROUPS, SurfaceDistances())
     )
     lesions: Lesions = field(default_factory=Lesions)
+    nsd_tolerance_mm: float = glossary.TOLERANCE_MM
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values: measures and counts by class group, null where a measure is undefined."""
         return {
             "case": self.case,
             "spacing_mm": list(self.spacing_mm),
+            "nsd_tolerance_mm": self.nsd_tolerance_mm,
             **{name: {**self.measures(name), "voxels": asdict(self.overlaps[name])} for name in GROUPS},
             "lesions": self.lesions.record(),
             "burden": self.burden(),
@@ -87,22 +83,27 @@ class CaseScore:
     def from_record(cls, record: Mapping[str, Any]) -> "CaseScore":
         """Read back what `record` gave; what is not stored follows from the counts."""
         x, y, z = record["spacing_mm"]
+        tolerance_mm = record["nsd_tolerance_mm"]
         overlaps = {name: Overlap(**record[name]["voxels"]) for name in GROUPS}
+        keys = {part: part for part in asdict(SurfaceDistances())} | {"nsd": _nsd(tolerance_mm)}
         surfaces = {
-            name: SurfaceDistances(**{part: record[name][part] for part in asdict(SurfaceDistances())})
+            name: SurfaceDistances(**{part: record[name][key] for part, key in keys.items()})
             for name in GROUPS
         }
-        return cls(record["case"], (x, y, z), overlaps, surfaces, Lesions.from_record(record["lesions"]))
+        lesions = Lesions.from_record(record["lesions"])
+        return cls(record["case"], (x, y, z), overlaps, surfaces, lesions, tolerance_mm)
 
     def measures(self, group: str) -> dict[str, float | None]:
-        """The `MEASURES` of a class group."""
+        """The `glossary.measures` of a class group."""
         overlap, voxel_ml = self.overlaps[group], math.prod(self.spacing_mm) / 1000
         found = {name: _null(getattr(overlap, name)) for name in ("dice", "dice_lits", "voe", "rvd")}
         volumes = {
             "volume_ml": overlap.prediction * voxel_ml,
             "reference_volume_ml": overlap.reference * voxel_ml,
         }
-        return {**found, **asdict(self.surfaces[group]), **volumes}
+        surfaces = asdict(self.surfaces[group])
+        known = {**found, **surfaces, _nsd(self.nsd_tolerance_mm): surfaces["nsd"], **volumes}
+        return {name: known[name] for name in glossary.measures(self.nsd_tolerance_mm)}
 
     def burden(self) -> dict[str, float | None]:
         """Tumour / liver in the prediction and in the reference, and prediction − reference."""
@@ -113,7 +114,13 @@ class CaseScore:
         return {"prediction": ours, "reference": true, "error": error}
 
 
-def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spacing) -> CaseScore:
+def score_case(
+    case: str,
+    prediction: Label,
+    reference: Label,
+    spacing_mm: Spacing,
+    nsd_tolerance_mm: float = glossary.TOLERANCE_MM,
+) -> CaseScore:
     """Score one prediction against its reference, both on the same grid.
 
     Args:
@@ -121,6 +128,7 @@ def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spaci
         prediction: Labels 0, 1, 2.
         reference: Labels 0, 1, 2, of the same shape.
         spacing_mm: Size of a voxel along each axis.
+        nsd_tolerance_mm: What the normalised surface distance forgives.
 
     Raises:
         ValueError: When the shapes differ.
@@ -135,10 +143,11 @@ def score_case(case: str, prediction: Label, reference: Label, spacing_mm: Spaci
         spacing_mm,
         count(ours, true),
         {
-            name: surface_distances(predicted, reference, spacing_mm)
+            name: all_distances(predicted, reference, spacing_mm, nsd_tolerance_mm)
             for name, (predicted, reference) in masks.items()
         },
         find_lesions(*masks["tumour"], spacing_mm),
+        nsd_tolerance_mm,
     )
 
 
@@ -146,10 +155,10 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
     """Summarise a set of cases, as plain JSON values.
 
     Returns:
-        For each class group the mean of each of the `MEASURES` over the cases that define it; `spread`, for
-        each measure mean, median, standard deviation (n − 1) and number of cases; and `policies` of Dice:
-        `nan` and `lits` as in `spread`, and `pooled` the set's one Dice, as its mean. `lesions` of all cases
-        pooled, and the errors of tumour `burden`.
+        For each class group the mean of each of the `glossary.measures` over the cases that define it;
+        `spread`, for each measure mean, median, standard deviation (n − 1) and number of cases; and
+        `policies` of Dice: `nan` and `lits` as in `spread`, and `pooled` the set's one Dice, as its mean.
+        `lesions` of all cases pooled, and the errors of tumour `burden`.
     """
     errors = (score.burden()["error"] for score in scores)
     return {
@@ -162,7 +171,8 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
 
 def _summary(group: str, scores: Sequence[CaseScore]) -> dict[str, Any]:
     rows = [score.measures(group) for score in scores]
-    spread = {name: _spread(row[name] for row in rows) for name in MEASURES}
+    tolerance_mm = scores[0].nsd_tolerance_mm if scores else glossary.TOLERANCE_MM
+    spread = {name: _spread(row[name] for row in rows) for name in glossary.measures(tolerance_mm)}
     pooled = sum((score.overlaps[group] for score in scores), Overlap()).dice
     return {
         **{name: found["mean"] for name, found in spread.items()},
@@ -183,6 +193,10 @@ def _spread(values: Iterable[float | None]) -> dict[str, Any]:
         "sd": float(defined.std(ddof=1)) if defined.size > 1 else None,
         "n": int(defined.size),
     }
+
+
+def _nsd(tolerance_mm: float) -> str:
+    return glossary.nsd_term(tolerance_mm).name
 
 
 def _null(value: float) -> float | None:

@@ -66,7 +66,8 @@ class Overlap:
     def rvd(self) -> float:
         """Relative volume difference (|P| − |R|) / |R|: positive where too much is predicted.
 
-        NaN where the reference is empty. The public LiTS notebook reports the opposite sign.
+        NaN where the reference is empty. The public LiTS notebook has (|R| − |P|) / |P|: of the opposite
+        sign, and by the predicted volume, so not this value turned round.
         """
         return _ratio(self.prediction - self.reference, self.reference)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_core.errors import LiversegError
+from liverseg_core.evaluation.glossary import TOLERANCE_MM
 from liverseg_core.evaluation.measures import CaseScore, score_case, summarise
 from liverseg_core.volumes.geometry import corner_distance_mm
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti
@@ -18,13 +19,19 @@ PLACE_TOLERANCE_MM = 0.1
 Progress = Callable[[int, int, str], None]
 
 
-def score(prediction: Path, reference: Path, progress: Progress | None = None) -> dict[str, Any]:
+def score(
+    prediction: Path,
+    reference: Path,
+    progress: Progress | None = None,
+    nsd_tolerance_mm: float = TOLERANCE_MM,
+) -> dict[str, Any]:
     """Score predicted labels against reference labels.
 
     Args:
         prediction: A label NIfTI file, or a folder of them.
         reference: A label NIfTI file, or a folder of equally named ones.
         progress: Called with (done, total, case).
+        nsd_tolerance_mm: What the normalised surface distance forgives.
 
     Returns:
         `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, and what
@@ -39,14 +46,15 @@ def score(prediction: Path, reference: Path, progress: Progress | None = None) -
     for done, pair in enumerate(pairs):
         if progress:
             progress(done, len(pairs), _case(pair[1]))
-        scores.append(_score(*pair))
+        scores.append(_score(*pair, nsd_tolerance_mm))
     return {"cases": [one.record() for one in scores], "summary": summarise(scores)}
 
 
-def _score(prediction: Path, reference: Path) -> CaseScore:
+def _score(prediction: Path, reference: Path, nsd_tolerance_mm: float) -> CaseScore:
     predicted, truth = read_nifti(prediction), read_nifti(reference)
     _check_same_grid(prediction.name, predicted, truth)
-    return score_case(_case(reference), as_label(predicted), as_label(truth), truth.header.grid.spacing_mm)
+    labels, spacing_mm = (as_label(predicted), as_label(truth)), truth.header.grid.spacing_mm
+    return score_case(_case(reference), *labels, spacing_mm, nsd_tolerance_mm)
 
 
 def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:

@@ -8,19 +8,18 @@ from typing import Any
 import yaml
 
 from liverseg_core.cases.data_report import CaseRow
-from liverseg_core.evaluation.measures import MEASURES
+from liverseg_core.evaluation.glossary import CRITERION_NAMES, term
+from liverseg_core.evaluation.lesions import CRITERIA, PRIMARY
 from liverseg_core.report import svg
 from liverseg_core.report.caveats import volume_caveats
 from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
-    MEASURE_NAMES,
     NAMES,
     NO_DEVICE,
     PHANTOM,
     POLICY_NAMES,
     Results,
     Scores,
-    digits_of,
     mean_dice,
     number,
     web_links,
@@ -100,10 +99,9 @@ def _measures(sources: ReportSources, results: Results, spec: Mapping[str, Any])
         summary = results.summary[group]
         for policy in ("lits", "pooled"):
             yield _row(f"{NAMES[group]}: {POLICY_NAMES[policy]}", summary["policies"][policy], 3)
-        for measure in MEASURES:
+        for measure, values in summary["spread"].items():
             if not measure.startswith("dice"):
-                name = f"{NAMES[group]}: {MEASURE_NAMES[measure]}"
-                yield _row(name, summary["spread"][measure], digits_of(measure))
+                yield _row(f"{NAMES[group]}: {term(measure).line}", values, term(measure).digits)
     if told := volume_caveats(sources):
         yield "\nWhat to keep in mind of its volumes:\n"
         yield from (f"- {one}" for one in told)
@@ -139,16 +137,16 @@ def _optimism(sources: ReportSources, spec: Mapping[str, Any]) -> Iterator[str]:
 def _lesions(results: Results) -> Iterator[str]:
     yield "6-connected components; sizes are diameters of balls of equal volume."
     yield ""
-    columns = ("diameter", "in the reference", "found, IoU above 0.5", "found, any voxel shared")
-    yield f"| {' | '.join(columns)} | predicted | of them false |"
+    how, touching = (CRITERION_NAMES[criterion] for criterion in CRITERIA)
+    columns = ("diameter", "in the reference", f"found ({how})", f"touched ({touching})")
+    yield f"| {' | '.join(columns)} | predicted | of them false ({how}) |"
     yield "|---|---|---|---|---|---|"
-    strict, loose = (results.summary["lesions"][criterion] for criterion in ("iou_50", "iou_0"))
+    found, touched = (results.summary["lesions"][criterion] for criterion in CRITERIA)
     for size, name in SIZE_NAMES.items():
-        one, any_voxel = strict[size], loose[size]
-        false = any_voxel["prediction"] - any_voxel["correct"]
+        one = found[size]
         yield (
-            f"| {name} | {one['reference']} | {one['detected']} | {any_voxel['detected']} "
-            f"| {one['prediction']} | {false} |"
+            f"| {name} | {one['reference']} | {one['detected']} | {touched[size]['detected']} "
+            f"| {one['prediction']} | {one['prediction'] - one['correct']} |"
         )
 
 
@@ -163,9 +161,10 @@ def _limits(sources: ReportSources, results: Results) -> Iterator[str]:
     yield from _without_tumours(results.scores)
     rows = [row for row in sources.data if row.case in sources.validation]
     yield from _range_measured(rows)
-    small = results.summary["lesions"]["iou_0"]["below_10_mm"]
+    small = results.summary["lesions"][PRIMARY]["below_10_mm"]
     if small["reference"]:
-        yield f"- Of {small['reference']} tumours below 10 mm it touched {small['detected']}."
+        told = f"it found {small['detected']} ({CRITERION_NAMES[PRIMARY]})"
+        yield f"- Of {small['reference']} tumours below 10 mm {told}."
     else:
         yield "- No tumour below 10 mm was among the cases measured."
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from liverseg_core.evaluation.glossary import CRITERION_NAMES
 from liverseg_core.evaluation.lesions import CRITERIA, SIZES, Detection, Lesions
 from liverseg_core.pictures import FAINT, TUMOUR
 from liverseg_core.report import svg
@@ -45,12 +46,11 @@ def lesions_plot(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lesion_legend() -> Iterator[str]:
+    found, touched = (CRITERION_NAMES[criterion] for criterion in CRITERIA)
     yield svg.dot(MARGIN + 5, 44, 4.5, f'fill="{TUMOUR}"')
-    yield svg.text(
-        MARGIN + 16, 48, "matched, IoU above 0.5; line: 95 % interval (Wilson)", colour=FAINT, size=SMALL
-    )
+    yield svg.text(MARGIN + 16, 48, f"found: {found}; line: 95 % interval (Wilson)", colour=FAINT, size=SMALL)
     yield svg.dot(MARGIN + 5, 64, 4.5, f'stroke="{TUMOUR}" stroke-width="1.5"')
-    yield svg.text(MARGIN + 16, 68, "sharing any voxel", colour=FAINT, size=SMALL)
+    yield svg.text(MARGIN + 16, 68, f"touched: {touched}", colour=FAINT, size=SMALL)
 
 
 def _rates(strict: Detection, loose: Detection, scale: Scale, y: float) -> Iterator[str]:

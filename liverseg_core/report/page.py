@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 
 from liverseg_core.cases.data_page import data_overview, data_table
+from liverseg_core.evaluation.glossary import LESIONS
+from liverseg_core.evaluation.lesions import PRIMARY
 from liverseg_core.page import data_url, html_page
 from liverseg_core.report import svg
 from liverseg_core.report.caveats import volume_caveats
@@ -79,11 +81,11 @@ def _top(sources: ReportSources, results: Results, names: Sequence[str]) -> Iter
         between = f"{number(found.low)} to {number(found.high)}, " if found.low is not None else ""
         yield f"<li><b>{number(found.mean) or 'none'}</b>{what}"
         yield f'<br><span class="faint">{between}n = {len(found.differences)}</span></li>'
-    lesions = results.summary["lesions"]["iou_0"]["all"]
+    lesions = results.summary["lesions"][PRIMARY]["all"]
     if lesions["reference"]:
-        yield f"<li><b>{lesions['detected']} of {lesions['reference']}</b>lesions found"
-        yield f'<br><span class="faint">any voxel shared; {lesions["prediction"] - lesions["correct"]} '
-        yield "invented</span></li>"
+        yield f"<li><b>{lesions['detected']} of {lesions['reference']}</b>{escape(LESIONS['found'].label)}"
+        yield f'<br><span class="faint">{lesions["prediction"] - lesions["correct"]} of '
+        yield f"{lesions['prediction']} predicted ones are false</span></li>"
     yield "</ul>"
     if sources.verdict:
         yield f'<p class="verdict">{escape(sources.verdict)}</p>'

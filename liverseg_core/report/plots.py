@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from liverseg_core.classes import GROUP_NAMES
+from liverseg_core.evaluation.glossary import term
 from liverseg_core.evaluation.overlap import GROUPS
-from liverseg_core.pictures import BACKGROUND, FAINT, GROUP_NAMES, INK, LIVER, TUMOUR
+from liverseg_core.pictures import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.report import svg
 from liverseg_core.report.agreement import paired_plot, volumes_plot
 from liverseg_core.report.detection import lesions_plot
@@ -31,7 +33,6 @@ class Measure:
     """A measure as it is plotted."""
 
     key: str
-    name: str
     best: float
     """The worst value is the farthest from it."""
     least_span: float = 0.1
@@ -39,15 +40,24 @@ class Measure:
     bent: bool = True
     """Whether a few large values may bend its scale."""
 
+    aside: str = ""
 
-DICE = Measure("dice", "Dice", 1, digits=3)
+    @property
+    def name(self) -> str:
+        """As the glossary calls it."""
+        known = term(self.key)
+        words = ", ".join(part for part in (known.label, known.unit) if part)
+        return f"{words[0].upper()}{words[1:]}{self.aside}"
+
+
+DICE = Measure("dice", 1, digits=3)
 OTHERS = (
-    Measure("surface_dice_2mm", "Surface Dice at 2 mm", 1, digits=3),
-    Measure("voe", "Volume overlap error", 0, digits=3, bent=False),
-    Measure("hd95_mm", "HD95, mm", 0, 2),
-    Measure("assd_mm", "ASSD, mm", 0, 1),
-    Measure("mssd_mm", "MSSD, mm", 0, 2),
-    Measure("rvd", "RVD (+: too large)", 0, digits=3),
+    Measure("surface_dice_2mm", 1, digits=3),
+    Measure("voe", 0, digits=3, bent=False),
+    Measure("hd95_mm", 0, 2),
+    Measure("assd_mm", 0, 1),
+    Measure("mssd_mm", 0, 2),
+    Measure("rvd", 0, digits=3, aside=" (+: too large)"),
 )
 
 
@@ -141,7 +151,7 @@ def _words(
 ) -> tuple[list[str], float]:
     """A group's name, mean, worst case and how many cases are undefined; where they end."""
     right, y, ours = place.left + place.width, place.top + 18, strips[0]
-    parts = [svg.text(place.left, y, GROUP_NAMES.get(group, group).capitalize())]
+    parts = [svg.text(place.left, y, GROUP_NAMES[group].capitalize())]
     means = [_figure(sum(strip.values()) / len(strip), measure) if strip else "" for strip in strips]
     if measure is DICE and means[1:]:  # only this panel is wide enough for both
         parts.append(svg.text(right, y, means[1], colour=FAINT, anchor="end"))

@@ -7,33 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liverseg_core.classes import GROUP_NAMES
 from liverseg_core.evaluation.comparison import Comparison, compare, scores_of
-from liverseg_core.evaluation.overlap import GROUPS
-from liverseg_core.pictures import GROUP_NAMES
+from liverseg_core.evaluation.glossary import DICE
 from liverseg_core.report import svg
 
 Scores = Sequence[Mapping[str, Any]]
 """Cases as `CaseScore.record`."""
 
-NAMES = {group: GROUP_NAMES.get(group, group) for group in GROUPS}
-POLICY_NAMES = {
-    "nan": "Dice, cases with neither left out",
-    "lits": "Dice, 1 where neither has any, 0 for false alarms",
-    "pooled": "Dice of all cases' voxels together",
-}
-MEASURE_NAMES = {
-    "dice": "Dice",
-    "dice_lits": POLICY_NAMES["lits"],
-    "voe": "VOE, 1 − Jaccard",
-    "rvd": "RVD, above 0: too much predicted",
-    "assd_mm": "ASSD, mm",
-    "hd95_mm": "HD95, mm",
-    "mssd_mm": "MSSD, mm",
-    "surface_dice_2mm": "surface Dice at 2 mm",
-    "volume_ml": "predicted volume, ml",
-    "reference_volume_ml": "reference volume, ml",
-}
-CRITERION_NAMES = {"iou_50": "IoU above 0.5", "iou_0": "any voxel shared"}
+NAMES = dict(GROUP_NAMES)
+POLICY_NAMES = {policy: term.line for policy, term in DICE.items()}
 
 
 @dataclass(frozen=True)
@@ -140,11 +123,6 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 def web_links(links: Mapping[str, str]) -> dict[str, str]:
     """Those that lead to a web page, and nowhere else: a click runs what other schemes hold."""
     return {name: url for name, url in links.items() if re.fullmatch(r"https?://[^\s<>]+", url)}
-
-
-def digits_of(measure: str) -> int:
-    """Decimals of one of the `MEASURES` that say something."""
-    return 1 if measure.endswith("_ml") else 2 if measure.endswith("_mm") else 3
 
 
 def with_interval(found: Comparison, digits: int = 3, *, sign: bool = False) -> str:

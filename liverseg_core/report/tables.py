@@ -5,20 +5,17 @@ from html import escape
 from typing import Any
 
 from liverseg_core.evaluation.comparison import compare, scores_of
-from liverseg_core.evaluation.lesions import CRITERIA
-from liverseg_core.evaluation.measures import MEASURES
+from liverseg_core.evaluation.glossary import CRITERION_NAMES, LESIONS, term
+from liverseg_core.evaluation.lesions import CRITERIA, PRIMARY
 from liverseg_core.page import cell, head
 from liverseg_core.report.detection import SIZE_NAMES
 from liverseg_core.report.results import (
     CAVEAT,
-    CRITERION_NAMES,
-    MEASURE_NAMES,
     NAMES,
     POLICY_NAMES,
     PUBLISHED,
     Results,
     Scores,
-    digits_of,
     mean_dice,
     number,
     with_interval,
@@ -43,7 +40,7 @@ DECIDING = "tumour, empty = 1"
 COMPARED = (*((group, "dice") for group in NAMES), ("tumour", "dice_lits"))
 """Columns of the table against others: class group, measure."""
 NUMBER = ' class="number"'
-FOUND, FALSE = "lesions found", "false lesions"
+FOUND, FALSE = (LESIONS[name].label for name in ("found", "false"))
 
 
 def against_others(title: str, results: Results, rival: Rival | None) -> Iterator[str]:
@@ -73,9 +70,9 @@ def measures_table(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f'<tr><th colspan="5" scope="colgroup">{title}</th></tr>'
         for policy, name in POLICY_NAMES.items():
             yield _spread(name, found["policies"][policy], 3)
-        for measure in MEASURES:
+        for measure, values in found["spread"].items():
             if not measure.startswith("dice"):
-                yield _spread(MEASURE_NAMES[measure], found["spread"][measure], digits_of(measure))
+                yield _spread(term(measure).line, values, term(measure).digits)
     burden = summary["burden"]
     yield '<tr><th colspan="5" scope="colgroup">tumour burden, tumour ÷ liver with tumours</th></tr>'
     yield _line("root mean square error", number(burden["rmse"], 4), "", "", str(burden["n"]))
@@ -86,10 +83,11 @@ def measures_table(summary: Mapping[str, Any]) -> Iterator[str]:
 def lesion_table(lesions: Mapping[str, Any]) -> Iterator[str]:
     """Lesions found and invented, by size, under both criteria."""
     yield from _open(
-        ["diameter", "reference", "found", "recall", "predicted", "of them right", "precision", "F1"]
+        ["diameter", "reference", "of them", "recall", "predicted", "of them", "precision", "F1"]
     )
     for criterion in CRITERIA:
-        yield f'<tr><th colspan="8" scope="colgroup">found at {CRITERION_NAMES[criterion]}</th></tr>'
+        told = f"{'found' if criterion == PRIMARY else 'touched'}: {CRITERION_NAMES[criterion]}"
+        yield f'<tr><th colspan="8" scope="colgroup">{escape(told)}</th></tr>'
         for size, name in SIZE_NAMES.items():
             one = lesions[criterion][size]
             yield _line(
@@ -100,7 +98,7 @@ def lesion_table(lesions: Mapping[str, Any]) -> Iterator[str]:
     matched = lesions["matched"]
     yield "</tbody></table></div>"
     if matched["n"]:
-        yield f'<p class="faint">The {matched["n"]} matches at {CRITERION_NAMES["iou_50"]}: mean Dice '
+        yield f'<p class="faint">The {matched["n"]} matches, {escape(CRITERION_NAMES[PRIMARY])}: mean Dice '
         yield f"{number(matched['dice'])}, RVD {number(matched['rvd'])}, "
         yield f"ASSD {number(matched['assd_mm'], 2)} mm.</p>"
 
@@ -109,7 +107,7 @@ def case_table(scores: Scores, links: Mapping[str, str]) -> Iterator[str]:
     """Every case, sortable; what leads to its picture or view is HTML in `links`."""
     yield f'<div class="wide">{head(["case", *COLUMNS, FOUND, FALSE], [*COLUMNS, FOUND, FALSE])}<tbody>'
     for case in scores:
-        lesions = case["lesions"]["iou_50"]["all"]
+        lesions = case["lesions"][PRIMARY]["all"]
         name = case["case"]
         yield f"<tr>{cell('case', name, links.get(name, escape(name)), False)}"
         for heading, (group, measure, digits) in COLUMNS.items():

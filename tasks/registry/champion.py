@@ -16,7 +16,7 @@ from tasks.registry.lock import one_at_a_time
 from tasks.registry.promotion import Rival, decide
 from tasks.registry.tracking import Tracking, service
 from tasks.registry.version_page import version_page
-from tasks.registry.version_scores import VALIDATION, scores_of_version
+from tasks.registry.version_scores import VALIDATION, scores_of_version, scoring
 from tasks.registry.versions import (
     AGAINST,
     EVALUATION,
@@ -134,7 +134,11 @@ def _judge(
 ) -> tuple[bool, dict[str, str]]:
     """Whether to promote, and the tags that tell it."""
     validation = candidate.tags.get(VALIDATION, "none")
-    rival = champion and Rival(f"version {champion.version}", scores_of_version(client, champion, validation))
+    rival = champion and Rival(
+        f"version {champion.version}",
+        scores_of_version(client, champion, validation),
+        alike=scoring(champion.tags, validation) == scoring(candidate.tags, validation),
+    )
     promoted, reason = decide(scores_of_version(client, candidate, validation), rival, limits)
     tags = {REASON: reason, COMPARISON: reason}
     if champion and rival:

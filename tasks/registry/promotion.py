@@ -73,6 +73,8 @@ class Rival:
 
     name: str
     measured: Measured | None
+    alike: bool = True
+    """Whether both were scored by the same definitions."""
 
 
 def decide(candidate: Measured | None, champion: Rival | None, limits: RegisterConfig) -> tuple[bool, str]:
@@ -116,6 +118,8 @@ def _inadmissible(candidate: Measured | None, champion: Rival | None) -> str | N
         return f"it had trained on {len(shown)} of its {len(candidate.seen.cases)} validation cases ({named})"
     if champion and champion.measured is None:
         return f"there are no scores of {champion.name} on the same validation cases"
+    if champion and not champion.alike:
+        return f"it and {champion.name} were scored by different versions of the measures"
     return None
 
 

@@ -20,6 +20,8 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, 
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.evaluation.glossary import term
+from liverseg_core.evaluation.lesions import PRIMARY
 from liverseg_core.provenance import library_versions
 from liverseg_core.training.learning_curves import learning_curves_png
 from tasks.registry.archived_prediction import archive_prediction, example_scan
@@ -44,7 +46,6 @@ from tasks.registry.versions import (
 
 SHOWN = {"pictures"}
 """Folders of an evaluation that go to MLflow beside its tables: what a person looks at, never voxels."""
-MEANS = ("voe", "rvd", "assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
 
 SIGNATURE = ModelSignature(
     inputs=Schema([
@@ -230,15 +231,16 @@ def _log_dataset(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
 
 
 def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every mean that is worth a column, by name; what no case defines has none."""
+    """Every mean that is worth a column, by its name in docs/measures.md; what no case defines has none."""
     for group in DICE:
         measures = summary[group]
         found = {f"dice_{name}": policy["mean"] for name, policy in measures["policies"].items()}
         found |= {f"dice_{name}": measures["policies"]["nan"][name] for name in ("median", "sd")}
-        found |= {name: measures.get(name) for name in MEANS}
+        others = (name for name in measures.get("spread", ()) if not name.startswith("dice"))
+        found |= {name: measures[name] for name in others if term(name).unit != "ml"}
         yield from ((f"evaluate/{group}/{name}", value) for name, value in found.items() if value is not None)
-    lesions = summary.get("lesions", {}).get("iou_50", {}).get("all", {})
-    found = {f"lesions/{name}": lesions.get(name) for name in ("recall", "precision", "f1")}
+    lesions = summary.get("lesions", {}).get(PRIMARY, {}).get("all", {})
+    found = {f"lesions_{PRIMARY}/{name}": lesions.get(name) for name in ("recall", "precision", "f1")}
     found["burden_rmse"] = summary.get("burden", {}).get("rmse")
     yield from ((f"evaluate/{name}", value) for name, value in found.items() if value is not None)
 

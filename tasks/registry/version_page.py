@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from liverseg_core.classes import GROUP_NAMES
 from tasks.registry.versions import VersionRecord
 
 MEASURES = "liverseg.measures"
 """Mean Dice, spread and number of cases by class group, as JSON."""
-CLASSES = {"liver": "liver (tumour included)", "liver_only": "liver (tumour excluded)"}
 REPORT = "artifacts/report/report.html"
 NOT_KNOWN = "not recorded"
 
@@ -70,6 +70,6 @@ def mean_dice(version: VersionRecord, group: str) -> str:
 
 def _dice(group: str, found: Mapping[str, Any]) -> str:
     """Mean and spread of native-space Dice in a few words."""
-    name, mean = CLASSES.get(group, group), found["mean"]
+    name, mean = GROUP_NAMES[group], found["mean"]
     spread = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
     return f"{name} –" if mean is None else f"{name} Dice {mean:.3f}{spread} of {found['n']}"

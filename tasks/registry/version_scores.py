@@ -6,7 +6,7 @@ of the version and the digest of the validation cases, and a tag of the version 
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from liverseg_core.artifacts.stages import EVALUATE
 from tasks.registry.promotion import Measured, Seen
 from tasks.registry.tracking import Tracking, service
 from tasks.registry.versions import KEY, WEIGHTS, resolve
@@ -21,10 +22,14 @@ from tasks.registry.versions import KEY, WEIGHTS, resolve
 VALIDATION = "liverseg.validation"
 SCORES = "liverseg.scores."
 """Followed by the digest of validation cases: the digest of the file of a version's scores on them."""
+SCORING = "liverseg.scoring."
+"""Followed by the same: the version of evaluate by whose definitions they were scored."""
 
 
 def add_scores(tracking: Tracking, reference: str, measured: Measured) -> None:
     """Keep what a version is worth on other validation cases, so that a candidate can be compared on those.
+
+    On cases that it has scores of already, those are replaced; what it had seen stays.
 
     Raises:
         LiversegError: LS291 when there is no such version; LS401 when MLflow fails.
@@ -32,15 +37,28 @@ def add_scores(tracking: Tracking, reference: str, measured: Measured) -> None:
     with service(tracking.uri):
         client = MlflowClient()
         version = resolve(client, reference)
+        known = scores_of_version(client, version, measured.seen.validation)
+        if known:
+            measured = replace(measured, seen=known.seen)
         for name, value in store_scores(client, version.run_id, version.tags[KEY], measured).items():
             client.set_model_version_tag(version.name, str(version.version), name, value)
 
 
 def store_scores(client: MlflowClient, run_id: str, key: str, measured: Measured) -> dict[str, str]:
-    """Add scores to a run, under the key of a version of it; return the tag that vouches for them."""
+    """Add scores to a run, under the key of a version of it; return the tags that vouch for them."""
     text = measured.to_json()
     client.log_text(run_id, text, _scores_file(key, measured.seen.validation))
-    return {SCORES + measured.seen.validation: hashlib.sha256(text.encode()).hexdigest()}
+    validation = measured.seen.validation
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {SCORES + validation: digest, SCORING + validation: str(EVALUATE.version)}
+
+
+def scoring(tags: Mapping[str, str], validation: str) -> str | None:
+    """By which version of evaluate a version was scored on these cases; None where it was not.
+
+    Versions registered before that was recorded were scored by some older one, which is called "0".
+    """
+    return tags.get(SCORING + validation, "0") if SCORES + validation in tags else None
 
 
 def scores_of_version(client: MlflowClient, version: ModelVersion, validation: str) -> Measured | None:

@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation import overlap as overlap_module
+from liverseg_core.evaluation.glossary import measures
 from liverseg_core.evaluation.lesion_matching import find_lesions
 from liverseg_core.evaluation.measures import (
     GROUPS,
-    MEASURES,
     BurdenError,
     CaseScore,
     Overlap,
@@ -28,10 +28,11 @@ from liverseg_core.evaluation.measures import (
     score_case,
     summarise,
 )
+from liverseg_core.evaluation.official import all_distances
 from liverseg_core.evaluation.score import score
-from liverseg_core.evaluation.surface import surface_distances
 
 VOXEL_MM = (0.5, 0.8, 2.5)  # 1 mm³, so that 1,000 voxels are 1 ml
+SURFACES = ("assd_mm", "assd_lits_mm", "rmsd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
 LABELS = hnp.arrays(np.uint8, st.just((4, 3, 5)), elements=st.integers(0, 2))
 
 
@@ -173,7 +174,7 @@ def test_the_crop_changes_nothing(
     assert scored_case.overlaps == count(prediction, reference)
     for name, classes in GROUPS.items():
         masks = np.isin(prediction, classes), np.isin(reference, classes)
-        assert scored_case.surfaces[name] == surface_distances(*masks, VOXEL_MM)
+        assert scored_case.surfaces[name] == all_distances(*masks, VOXEL_MM, 2.0)
     assert scored_case.lesions == find_lesions(prediction == 2, reference == 2, VOXEL_MM)
 
 
@@ -182,20 +183,32 @@ def test_a_record_has_every_measure_of_every_group() -> None:
     scored_case = score_case("a", prediction, reference, VOXEL_MM)
     record, summary = scored_case.record(), summarise([scored_case])
     for group in GROUPS:
-        assert set(record[group]) == {*MEASURES, "voxels"}
-        assert all(record[group][name] is not None for name in MEASURES)
-        assert {name: summary[group][name] for name in MEASURES} == pytest.approx(scored_case.measures(group))
-    assert {"assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm"} < set(MEASURES)
-    assert set(record) == {"case", "spacing_mm", *GROUPS, "lesions", "burden"}
+        assert list(record[group]) == [*measures(), "voxels"]
+        assert all(record[group][name] is not None for name in measures())
+        assert {name: summary[group][name] for name in measures()} == pytest.approx(
+            scored_case.measures(group)
+        )
+    assert {*SURFACES, "nsd_2mm"} < set(measures())
+    assert set(record) == {"case", "spacing_mm", "nsd_tolerance_mm", *GROUPS, "lesions", "burden"}
+
+
+def test_the_tolerance_of_nsd_is_in_its_name() -> None:
+    prediction, reference = np.random.default_rng(7).integers(0, 3, (2, 9, 8, 7), dtype=np.uint8)
+    found = score_case("a", prediction, reference, VOXEL_MM, nsd_tolerance_mm=0.5)
+    record = json.loads(json.dumps(found.record()))
+    assert "nsd_2mm" not in record["tumour"]
+    assert record["tumour"]["nsd_0.5mm"] == found.surfaces["tumour"].nsd
+    assert CaseScore.from_record(record) == found
+    assert summarise([found])["liver"]["spread"]["nsd_0.5mm"]["n"] == 1
 
 
 def test_what_an_empty_mask_leaves_undefined() -> None:
     empty, tumour = np.zeros((2, 4, 4, 4), np.uint8)
     tumour[1:3, 1:3, 1:3] = 2
-    surfaces = ("assd_mm", "hd95_mm", "mssd_mm", "surface_dice_2mm")
     missed = score_case("missed", empty, tumour, VOXEL_MM).record()
     assert [missed["tumour"][name] for name in ("dice", "dice_lits", "voe", "rvd")] == [0, 0, 1, -1]
-    assert [missed["tumour"][name] for name in surfaces] == [None] * 4
+    assert [missed["tumour"][name] for name in SURFACES] == [None] * len(SURFACES)
+    assert missed["tumour"]["nsd_2mm"] == 0, "as the programmes have it"
     assert missed["burden"] == {"prediction": None, "reference": 1, "error": None}
     invented = score_case("invented", tumour, empty, VOXEL_MM).record()
     assert [invented["tumour"][name] for name in ("dice", "dice_lits", "voe", "rvd")] == [0, 0, 1, None]
@@ -208,7 +221,9 @@ def test_what_an_empty_mask_leaves_undefined() -> None:
     ]
     with_surfaces = score_case("a", tumour, tumour, VOXEL_MM)
     spread = summarise([agreed, with_surfaces])["tumour"]["spread"]
-    assert [spread[name]["n"] for name in surfaces] == [1] * 4, "the mean says of how many cases it is"
+    assert [spread[name]["n"] for name in SURFACES] == [1] * len(SURFACES), (
+        "the mean says of how many cases it is"
+    )
 
 
 def test_tumour_burden() -> None:
@@ -274,7 +289,14 @@ def test_score_in_a_terminal(tmp_path: Path, labels: np.ndarray) -> None:
     printed = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
     assert printed == score(*pair)
     tables = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    for heading in ("case", "pooled", "surface Dice 2 mm", "20 mm and more", "Tumour burden"):
+    for heading in (
+        "case",
+        "pooled",
+        "surface Dice at 2 mm",
+        "NSD at 2 mm",
+        "20 mm and more",
+        "Tumour burden",
+    ):
         assert heading in tables
 
 

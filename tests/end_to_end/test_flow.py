@@ -43,8 +43,8 @@ def test_a_tar_becomes_a_registered_model(stored: Any) -> None:
     """One command: Dice on stdout, a line a stage, a version, pictures and a report that are there."""
     rows = re.findall(r"│ ([a-z][^│]*?) *│ +([\d.]+|–) │", stored.ended.out)
     dice = dict(rows)
-    assert list(dice) == ["liver (tumour included)", "liver (tumour excluded)", "tumour"]
-    assert 0.2 < float(dice["liver (tumour included)"]) <= 1  # it was trained for a second: bad, not random
+    assert list(dice) == ["liver with tumour", "liver without tumour", "tumour"]
+    assert 0.2 < float(dice["liver with tumour"]) <= 1  # it was trained for a second: bad, not random
     assert cached(stored.ended.err) == dict.fromkeys(STAGES, False)
     said = stored.ended.err.splitlines()
     assert len(said) == len(STAGES) + 3
@@ -86,7 +86,7 @@ def test_a_rerun_finds_everything_and_imports_nothing_heavy(
     record_property("cached_rerun_s", round(time.monotonic() - begun, 2))
     assert done.returncode == 0, done.stderr
     assert cached(done.stderr) == dict.fromkeys(STAGES, True)
-    assert "liver (tumour included)" in done.stdout
+    assert "liver with tumour" in done.stdout
     assert finished_at(stored.path) == before
     assert not list(tmp_path.glob("prefect/liverseg/*"))
     assert not HEAVY & set(json.loads(modules.read_text()))

@@ -53,7 +53,7 @@ def test_a_version_answers_the_questions(models: Run) -> None:
     assert answers["Which recipe"].startswith(
         "unet, 8 steps of 2 patches of 32 × 32 × 32 voxels, dice_ce, adamw"
     )
-    assert answers["How good"].startswith("liver (tumour included) Dice 0.")
+    assert answers["How good"].startswith("liver with tumour Dice 0.")
     assert answers["Against whom"].startswith("not champion: mean Dice -")
     shown = models("show", "models:/verbs@champion").ok().out
     assert "version 1 of verbs" in shown

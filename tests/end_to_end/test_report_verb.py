@@ -103,7 +103,7 @@ def test_a_run_shows_its_measures_and_report_in_prefect(stored: Any, prefect_ser
     shown = {one["key"]: one["data"] for one in ask("artifacts", artifacts=of_run)}
     assert shown.keys() == {"liverseg-dice", "liverseg-model", "liverseg-report"}
     dice = json.loads(shown["liverseg-dice"])
-    assert [row["class"] for row in dice] == ["liver (tumour included)", "liver (tumour excluded)", "tumour"]
+    assert [row["class"] for row in dice] == ["liver with tumour", "liver without tumour", "tumour"]
     assert dice[0]["mean"] in stored.ended.out
     page = stored.ended.err.splitlines()[-1].removeprefix("Report").strip()
     assert shown["liverseg-report"] == f"[Report of liverseg version 1]({Path(page).as_uri()})"

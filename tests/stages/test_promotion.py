@@ -1,5 +1,6 @@
 """Who becomes champion, what is refused, and that it is the better one however many try at once."""
 
+import dataclasses
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from tasks.registry.lock import one_at_a_time
 from tasks.registry.promotion import COMPARED, Measured, Rival, Seen, decide
 from tasks.registry.publish import Registration, register
 from tasks.registry.tracking import Tracking, connect
-from tasks.registry.version_scores import add_scores
+from tasks.registry.version_scores import add_scores, scores_of_version
 from tasks.registry.versions import DIGEST, KEY, find_version, model_digest
 
 Make = Callable[..., Registration]
@@ -277,6 +278,25 @@ def test_a_champion_measured_on_the_new_cases_can_be_compared_on_them(
     ]
     add_scores(store, f"models:/{name}@champion", Measured.of(seen, cases))
     assert promote(store, f"models:/{name}/2", LIMITS).reason.startswith("champion: mean Dice +0.0100")
+
+
+def test_scores_by_other_definitions_are_not_compared_until_they_are_made_again(
+    store: Tracking, registration: Make
+) -> None:
+    """As a champion is that was registered before the definitions changed."""
+    client, first = MlflowClient(), register(store, registration(store))
+    client.set_model_version_tag(first.name, "1", "liverseg.scoring.v1", "4")
+    better = registration(store, "better", [(0.95, 0.95)])
+    reason = "not champion: it and version 1 were scored by different versions of the measures"
+    assert register(store, better).reason == reason
+    cases = json.loads((registration(store, "again").evaluation / "metrics.json").read_text())["cases"]
+    again = Measured.of(dataclasses.replace(better.seen, training=[]), cases)
+    add_scores(store, f"models:/{first.name}@champion", again)
+    assert promote(store, f"models:/{first.name}/2", LIMITS).reason.startswith("champion: mean Dice +0.0500")
+    version = client.get_model_version(first.name, "1")
+    kept = scores_of_version(client, version, "v1")
+    assert kept is not None
+    assert kept.seen.training == ["another scan"], "what it had seen stays known"
 
 
 # Several at once
