@@ -7,7 +7,7 @@ from liverseg_core.artifacts.location import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 
-DATABASE = "mlflow.db"
+DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 
 
 def is_tracked(settings: Settings) -> bool:

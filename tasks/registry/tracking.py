@@ -23,9 +23,9 @@ from liverseg_core.config import Settings
 from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
-from tasks.registry.database import make_database, sqlite_path
+from tasks.registry.database import make_database, sqlite_path, sqlite_uri
 from tasks.registry.database_errors import driver_error, unwritable
-from tasks.registry.place import DATABASE, require_tracking
+from tasks.registry.place import ARTIFACTS, DATABASE, require_tracking
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
 # each after twice the wait, outlast a server that is away for two minutes.
@@ -45,6 +45,8 @@ from mlflow import MlflowClient, set_tracking_uri  # noqa: E402
 from mlflow.entities import Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.telemetry import set_telemetry_client  # noqa: E402
+
+from tasks.registry.moved import find_moved  # noqa: E402
 
 __all__ = [
     "Tracking",
@@ -97,9 +99,10 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
     folder = None if uri else Path(store).resolve()
     if folder:
         _require_writable(folder)
-        uri = f"sqlite:///{folder / DATABASE}"
+        uri = sqlite_uri(folder / DATABASE)
     with environment({}):  # MLflow would write the URI there, for every later store and child process
         set_tracking_uri(uri)
+    find_moved()
     shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages
     with environment(IMPATIENT), service(shown):
         if path := sqlite_path(str(uri)):
@@ -107,7 +110,7 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
         client = MlflowClient()
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            location = (folder / "mlflow-artifacts").as_uri() if folder else None
+            location = (folder / ARTIFACTS).as_uri() if folder else None
             with contextlib.suppress(MlflowException):  # another process may just have created it
                 client.create_experiment(experiment, artifact_location=location)
             found = client.get_experiment_by_name(experiment)

@@ -1,0 +1,179 @@
+"""A store is one folder: it may be moved, copied and mounted, and have any name."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from stages.conftest import model, registration  # noqa: F401  (fixtures)
+
+from liverseg_core.config import RegisterConfig
+from liverseg_core.errors import LiversegError
+from tasks.registry.champion import promote, roll_back
+from tasks.registry.database import sqlite_path, sqlite_uri
+from tasks.registry.moved import find_moved
+from tasks.registry.promotion import Measured, Seen
+from tasks.registry.publish import EXAMPLE, Registration, register
+from tasks.registry.tracking import connect, log_report, open_run
+from tasks.registry.version_scores import add_scores
+from tasks.registry.versions import fetch_model, find_version, list_versions
+
+ROWS = {
+    "1.12": (
+        "a store moved, copied, linked or mounted elsewhere",
+        "everything works there and reaches into no other folder; original and copy stay usable",
+    ),
+    "1.13": (
+        "a store path with ?, %20, #, spaces, quotes, brackets, umlauts",
+        "database and artifacts inside the store, and everything works",
+    ),
+}
+CHAMPION = "models:/liverseg@champion"
+NAMES = (
+    "a?b",
+    "a%20b",
+    "50%",
+    "%s%d%",
+    "a#b&c=d;e",
+    "a b",
+    'it\'s "quoted"',
+    "Löwe ü",
+    "[a]{b}*$HOME",
+    "a:b@c",
+)
+Register = Callable[..., Registration]
+
+
+@pytest.fixture
+def registered(registration: Register, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:  # noqa: F811
+    """A function that registers a version, by a key of its own, into the store in a folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(folder: Path, key: str = "a", dice: float = 0.9) -> None:
+        tracking = connect(None, folder, "liverseg")
+        config = RegisterConfig(model="liverseg")
+        register(tracking, registration(tracking, key, dice=((dice, dice),), config=config))
+
+    yield call
+    mlflow.set_tracking_uri(None)
+
+
+def works(store: Path, fetched: Path, key: str) -> None:
+    """What every verb asks of a registry: look, fetch, load as MLflow does, promote, add."""
+    tracking = connect(None, store, "liverseg")
+    assert tracking.folder == store.resolve()
+    (version, *_) = list_versions(tracking, "liverseg")
+    assert find_version(tracking, CHAMPION).version
+    assert (fetch_model(CHAMPION, fetched) / "model.safetensors").exists()
+    label = mlflow.pyfunc.load_model(CHAMPION).predict(EXAMPLE)
+    assert label.shape == np.shape(EXAMPLE["image"])
+    promote(tracking, f"models:/liverseg/{version.version}", RegisterConfig(), force=True)
+    (page := fetched / f"report-{key}").mkdir()
+    (page / "report.html").write_text(key)
+    log_report(tracking, version.run_id, page)
+    assert [one.path for one in MlflowClient().list_artifacts(version.run_id, "report")] == [
+        "report/report.html"
+    ]
+    add_scores(tracking, CHAMPION, Measured.of(Seen(f"validation {key}", {}, []), []))
+    open_run(tracking, f"of {key}", "new", {}, {})
+
+
+def below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.trouble("1.12")
+def test_original_and_copy_each_keep_to_themselves(
+    registered: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copy = tmp_path / "original", tmp_path / "elsewhere" / "copy"
+    registered(original)
+    shutil.copytree(original, copy)
+    (weights,) = original.glob("mlflow-artifacts/models/*/artifacts/artifacts/model.safetensors")
+    intact = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    connect(None, original, "liverseg")
+    with pytest.raises(LiversegError, match="LS503"):
+        fetch_model(CHAMPION, tmp_path / "fetched")
+    before = below(original)
+    works(copy, tmp_path / "fetched-1", "copy")
+    registered(copy, "b", 0.95)
+    assert find_version(connect(None, copy, "liverseg"), CHAMPION).version == 2
+    roll_back(connect(None, copy, "liverseg"), "liverseg")
+    assert below(original) == before, "nothing of the original was touched"
+    shutil.move(copy, tmp_path / "third")
+    weights.write_bytes(intact)
+    connect(None, original, "liverseg")
+    assert fetch_model(CHAMPION, tmp_path / "fetched").is_dir()
+    shutil.rmtree(original)
+    connect(None, tmp_path / "third", "liverseg")
+    assert fetch_model(CHAMPION, tmp_path / "fetched-3").is_dir()
+    # As MLflow alone is told where a store is, by its own variable.
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'third' / 'mlflow.db'}")
+    assert mlflow.pyfunc.load_model(CHAMPION).predict(EXAMPLE).any() is not None
+    assert not original.exists()
+    assert not copy.exists()
+
+
+@pytest.mark.trouble("1.12")
+def test_only_what_the_database_names_is_found_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of others, and other databases, are left as they are."""
+    (store := tmp_path / "store").mkdir()
+    (tmp_path / "other").mkdir()
+    for path in (store / "mlflow.db", tmp_path / "other" / "own.db"):
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE experiments (artifact_location TEXT)")
+            database.execute("INSERT INTO experiments VALUES ('file:///was/here/mlflow-artifacts')")
+            database.commit()
+    find_moved()
+
+    def found(uri: str) -> str:
+        return str(get_artifact_repository(uri).artifact_dir)
+
+    mlflow.set_tracking_uri(sqlite_uri(store / "mlflow.db"))
+    here = str(store / "mlflow-artifacts")
+    assert found("file:///was/here/mlflow-artifacts/r%25/artifacts") == f"{here}/r%/artifacts"
+    assert found("file:///was/here/mlflow-artifacts") == here
+    for own in ("/was/here/mlflow-artifacts-2/r", "/was/here", "/elsewhere/mlflow-artifacts/r"):
+        assert found(f"file://{own}") == own
+    mlflow.set_tracking_uri(sqlite_uri(tmp_path / "other" / "own.db"))
+    assert found("file:///was/here/mlflow-artifacts/r") == "/was/here/mlflow-artifacts/r"
+    mlflow.set_tracking_uri("http://127.0.0.1:1")
+    assert found("file:///was/here/mlflow-artifacts/r") == "/was/here/mlflow-artifacts/r"
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.trouble("1.13")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_database_has_one_uri(name: str) -> None:
+    path = Path("/in", name, "mlflow.db")
+    assert sqlite_path(sqlite_uri(path)) == path
+
+
+@pytest.mark.trouble("1.13")
+@pytest.mark.parametrize("name", [NAMES[0], "".join(NAMES[1:])])
+def test_a_model_is_registered_moved_and_used_there(
+    name: str, registered: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    store, moved = tmp_path / "in" / name, tmp_path / "in" / f"moved {name}"
+    registered(store)
+    assert sorted(path.name for path in store.iterdir()) == [
+        ".register.lock",
+        "mlflow-artifacts",
+        "mlflow.db",
+    ]
+    shutil.move(store, moved)
+    works(moved, tmp_path / "fetched", "moved")
+    assert [path.name for path in (tmp_path / "in").iterdir()] == [moved.name]
+    assert not list((tmp_path / "here").iterdir())
