@@ -1,6 +1,7 @@
 """What people see in a terminal: progress and tables on stderr, data on stdout."""
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,13 @@ DATA = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 DICE_COLUMNS = ("mean", "median", "sd", "empty = 1", "pooled")
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+def show_anyhow() -> None:
+    """Let no letter that a terminal or pipe has no code for end the command: it shows as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def say(line: str) -> None:

@@ -5,7 +5,7 @@ That stays as it is: of two copies, or of one folder that two machines mount at 
 which path is right. What it means is looked up here instead, each time: it begins with the place that the
 database names for an experiment, and that is the folder beside the database.
 
-MLflow calls `open_artifacts` for each such path, in every process where liverseg is installed: pyproject.toml.
+MLflow calls `open_artifacts` for each such path, wherever liverseg is installed: see pyproject.toml.
 It finds this module while it is being imported itself, so nothing of MLflow's is imported here at once.
 """
 
