@@ -11,7 +11,7 @@ from liverseg_core.artifacts.artifact import Artifact, Facts, Recipe, load
 from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import EVALUATE, REPORT, TRAIN
 from liverseg_core.config import Settings
-from liverseg_core.errors import ExitCode, Interrupted, LiversegError
+from liverseg_core.errors import ExitCode, Interrupted, LiversegError, described
 from liverseg_core.report.sources import ReportSources, Rival
 from tasks.context import Context, Record, fetch_cases
 from tasks.ensemble import Fold
@@ -179,7 +179,7 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
 
 
 def _no_report(version: Record, error: Exception) -> LiversegError:
-    trouble = str(error) if isinstance(error, LiversegError) else f"{type(error).__name__}: {error}"
+    trouble = str(error) if isinstance(error, LiversegError) else described(error)
     return LiversegError(
         "LS801",
         f"{version['name']} version {version['version']} is registered, but has no report: {trouble}",

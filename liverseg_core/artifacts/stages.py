@@ -13,7 +13,7 @@ TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, equals=
 EVALUATE = Stage(
     "evaluate", "evaluations", version=4, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
 )
-REGISTER = Stage("register", "registrations", version=3)
+REGISTER = Stage("register", "registrations", version=4)
 REPORT = Stage("report", "reports", version=1)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)

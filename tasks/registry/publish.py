@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+import liverseg_core
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.config import RegisterConfig
-from liverseg_core.errors import LiversegError
+from liverseg_core.errors import LiversegError, described
 from liverseg_core.provenance import library_versions
 from liverseg_core.training.learning_curves import learning_curves_png
 from tasks.registry.archived_prediction import archive_prediction, example_scan
@@ -58,7 +60,21 @@ SIGNATURE = ModelSignature(
     ]),
 )  # fmt: skip
 EXAMPLE = dict(zip(("image", "affine"), (part.tolist() for part in example_scan()), strict=True))
-REQUIREMENTS = ("connected-components-3d", "mlflow", "nibabel", "numpy", "torch", "torchio")
+REQUIREMENTS = (
+    "connected-components-3d",
+    "isal",
+    "jaxtyping",
+    "mlflow",
+    "nibabel",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "safetensors",
+    "torch",
+)
+"""What the served model imports, and no more; liverseg itself, which no index has, is stored beside it."""
+CODE = Path(liverseg_core.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,7 @@ def _log_model(request: Registration) -> tuple[LoggedModel, str]:
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts=files,
+            code_paths=[str(CODE)],
             signature=SIGNATURE,
             input_example=EXAMPLE,
             # Named, or MLflow finds out by running the model in a second environment.
@@ -241,7 +258,11 @@ def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _serve_example(uri: str) -> None:
     """Load what was stored and predict the example: MLflow's own check of it only warns."""
-    label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
+    before = [*sys.path]
+    try:
+        label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
+    finally:
+        sys.path[:] = before  # the stored code stands there first, for whatever this process starts
     if label.dtype != np.uint8 or label.shape != np.shape(EXAMPLE["image"]) or label.max() > 2:
         raise ValueError(f"it predicts {label.dtype} of shape {label.shape}")
 
@@ -253,7 +274,7 @@ def _predicting() -> Iterator[None]:
     except Exception as error:  # whatever it raises, the model does not predict
         raise LiversegError(
             "LS523",
-            f"the stored model does not work ({type(error).__name__}: {error})",
+            f"the stored model does not work ({described(error)})",
             "a model that labels the example volume",
             "Run `liverseg doctor`; nothing was registered",
         ) from error

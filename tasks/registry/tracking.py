@@ -68,6 +68,7 @@ LOG = logging.getLogger(__name__)
 KEY, OWNER = "liverseg.model_key", "liverseg.owner"
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 RETRY_S = 2.0
+SERVERS_PATH = re.compile(r"(?<![\w/:.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 PARAM_LENGTH, BATCH = 6000, 100
 """MLflow's limits: characters of a parameter, parameters of a request."""
 
@@ -272,7 +273,11 @@ def reason(error: Exception) -> str:
     """What MLflow, or the database below it, says went wrong, in one line."""
     if below := driver_error(error):
         return str(below)
-    return "no answer" if _is_silence(error) else str(error).partition("\n")[0][:200]
+    if _is_silence(error):
+        return "no answer"
+    # A server's answer may hold a page, a traceback and its own paths, which are nobody's business.
+    first = str(error).partition("\n")[0].partition("Response body")[0].partition("Response: ")[0]
+    return SERVERS_PATH.sub(r"\1", first).strip(" .")[:200]
 
 
 def _is_silence(error: BaseException | None) -> bool:

@@ -283,7 +283,7 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
         pd.DataFrame([{"path": str(path)}]),
     ):
         assert (loaded.predict(same) == by_path).all()
-    with pytest.raises(LiversegError, match="LS292"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="LS292"):
         loaded.predict({"image": image})
     with pytest.raises(Exception, match="Incompatible input types for column path"):
         loaded.predict({"path": 3})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from stages.conftest import model, registration  # noqa: F401  (fixtures)
+from stages import conftest as registrations
 
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
@@ -24,6 +24,7 @@ from tasks.registry.tracking import connect, log_report, open_run
 from tasks.registry.version_scores import add_scores
 from tasks.registry.versions import fetch_model, find_version, list_versions
 
+model, registration = registrations.model, registrations.registration
 ROWS = {
     "1.12": (
         "a store moved, copied, linked or mounted elsewhere",
@@ -51,7 +52,7 @@ Register = Callable[..., Registration]
 
 
 @pytest.fixture
-def registered(registration: Register, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:  # noqa: F811
+def registered(registration: Register, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """A function that registers a version, by a key of its own, into the store in a folder."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

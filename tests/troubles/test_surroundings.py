@@ -117,7 +117,7 @@ def test_nothing_on_this_machine_goes_through_a_proxy(
     ask_with_every_library(ours.url)
     assert (ours.asked > 0, proxy.asked) == (True, 0)
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.build_opener().open("http://example.org", timeout=5)
+        urllib.request.build_opener().open("http://example.com", timeout=5)
     assert proxy.asked == 1, "all else still does"
 
 
