@@ -23,7 +23,7 @@ _patched = False
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:  # noqa: ARG001  (the hook's signature)
-    """Teach both clients of this process to find a deployment by its bare name; spare this machine proxies."""
+    """Teach both clients of this process to find a deployment by its bare name; see to proxies."""
     spare_loopback()
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 

@@ -106,7 +106,7 @@ def test_it_is_loaded_and_served_from_them_alone(stored: Path, tmp_path: Path) -
         return done.stdout
 
     run(sys.executable, "-m", "venv", programs.parent)
-    run(programs / "pip", "install", "--quiet", "-r", stored / "requirements.txt")
+    run(programs / "pip", "install", "--quiet", "--no-compile", "-r", stored / "requirements.txt")
     (here / "example.json").write_text(json.dumps(EXAMPLE))
     load = f"import json, mlflow; loaded = mlflow.pyfunc.load_model({str(stored)!r})"
     shown = run(
