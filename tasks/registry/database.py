@@ -9,14 +9,12 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
-
-from sqlalchemy.engine import make_url
+from urllib.parse import quote
 
 from liverseg_core.durable import lock, writable, write_atomically
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
-from tasks.registry.place import ARTIFACTS
+from tasks.registry.files import ARTIFACTS
 
 WAIT_S, PAUSE_S = 120.0, 0.1
 """For another run that is making it just now."""
@@ -24,34 +22,8 @@ QUIET_S = 5.0
 """What was written to more recently, an older liverseg or a server may be making."""
 ROWS_OF_ITS_OWN = {"alembic_version", "workspaces"}
 """Tables that MLflow writes to while it makes the others."""
-QUOTED = "sqlite+pysqlite:///file:"
 BESIDE = ("-journal", "-wal", "-shm")
 """SQLite's own files beside a database."""
-
-
-def sqlite_uri(path: Path) -> str:
-    """The URI by which MLflow opens a file; `sqlite_path` gives it back."""
-    if "?" not in str(path):
-        return f"sqlite:///{path}"
-    # In a plain one the path would end there; this one SQLite itself takes apart. Only of a plain one does
-    # MLflow make the folder, which of this would be called "file:".
-    return f"{QUOTED}{quote(str(path))}?uri=true"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a plain SQLite URI, or of one that `sqlite_uri` made; None for any other."""
-    if uri.startswith(QUOTED):
-        return Path(unquote(uri.removeprefix(QUOTED).removesuffix("?uri=true")))
-    if not uri.startswith("sqlite:///"):
-        return None
-    url = make_url(uri)
-    name = url.database or ":memory:"
-    return None if url.query or name.startswith((":memory:", "file:")) else Path(name)
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    """Open a database that is there, to look into it."""
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
 
 
 def make_database(path: Path) -> None:

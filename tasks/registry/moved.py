@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.registry.database import read_only, sqlite_path
-from tasks.registry.place import ARTIFACTS, DATABASE
+from tasks.registry.files import ARTIFACTS, DATABASE, read_only, sqlite_path
 
 SERVERS_OWN = "_MLFLOW_SERVER_FILE_STORE"
 """How MLflow's server tells its processes which database it serves."""

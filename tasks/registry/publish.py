@@ -156,7 +156,7 @@ def _publish(tracking: Tracking, client: MlflowClient, request: Registration) ->
 
 def _log_model(request: Registration) -> tuple[LoggedModel, str]:
     """Store the model's files with a prediction to hold it to; return it, and the digest of the files."""
-    with tempfile.TemporaryDirectory() as name, mlflow.start_run(run_id=request.run_id):
+    with tempfile.TemporaryDirectory() as name, _own_code(), mlflow.start_run(run_id=request.run_id):
         folder = Path(name)
         for file, path in model_files(request.model, request.evaluation).items():
             (folder / file).symlink_to(path.resolve())
@@ -258,13 +258,19 @@ def _final(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _serve_example(uri: str) -> None:
     """Load what was stored and predict the example: MLflow's own check of it only warns."""
-    before = [*sys.path]
-    try:
-        label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
-    finally:
-        sys.path[:] = before  # the stored code stands there first, for whatever this process starts
+    label = mlflow.pyfunc.load_model(uri).predict(EXAMPLE)
     if label.dtype != np.uint8 or label.shape != np.shape(EXAMPLE["image"]) or label.max() > 2:
         raise ValueError(f"it predicts {label.dtype} of shape {label.shape}")
+
+
+@contextlib.contextmanager
+def _own_code() -> Iterator[None]:
+    """Take the stored code out of the way again: MLflow has put it first, for child processes too."""
+    before = [*sys.path]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @contextlib.contextmanager

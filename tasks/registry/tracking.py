@@ -23,9 +23,10 @@ from liverseg_core.config import Settings
 from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
-from tasks.registry.database import make_database, sqlite_path, sqlite_uri
+from tasks.registry.database import make_database
 from tasks.registry.database_errors import driver_error, unwritable
-from tasks.registry.place import ARTIFACTS, DATABASE, require_tracking
+from tasks.registry.files import ARTIFACTS, DATABASE, sqlite_path, sqlite_uri
+from tasks.registry.place import require_tracking
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
 # each after twice the wait, outlast a server that is away for two minutes.

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from sqlalchemy import Engine, event
 
 from liverseg_core.errors import LiversegError
-from tasks.registry.database import is_half_made, make_database, sqlite_path
+from tasks.registry.database import is_half_made, make_database
+from tasks.registry.files import sqlite_path
 from tasks.registry.tracking import Tracking, connect, find_run, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -49,7 +49,9 @@ def stored(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracking = connect(None, store_folder, "liverseg")
     if not list(store_folder.glob("mlflow-artifacts/models/*")):
+        before = [*sys.path]
         register(tracking, registration(tracking, config=RegisterConfig(model="liverseg")))
+        assert sys.path == before
     (found,) = store_folder.glob("mlflow-artifacts/models/*/artifacts")
     yield found
     mlflow.set_tracking_uri(None)

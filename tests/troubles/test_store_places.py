@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from stages import conftest as registrations
 from liverseg_core.config import RegisterConfig
 from liverseg_core.errors import LiversegError
 from tasks.registry.champion import promote
-from tasks.registry.database import sqlite_path, sqlite_uri
+from tasks.registry.files import sqlite_path, sqlite_uri
 from tasks.registry.moved import find_moved
 from tasks.registry.promotion import Measured, Seen
 from tasks.registry.publish import EXAMPLE, Registration, register
@@ -163,6 +165,13 @@ def test_only_what_the_database_names_is_found_elsewhere(tmp_path: Path) -> None
     mlflow.set_tracking_uri("http://127.0.0.1:1")
     assert found("file:///was/here/mlflow-artifacts/r") == "/was/here/mlflow-artifacts/r"
     mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.trouble("1.12")
+def test_what_mlflow_loads_of_ours_is_no_other_liverseg() -> None:
+    """A model that brings its own would get this one."""
+    code = "import sys, tasks.registry.moved; print([name for name in sys.modules if 'liverseg' in name])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 @pytest.mark.trouble("1.13")
