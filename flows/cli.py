@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from flows.commands import data, health, models, predict, report, retrain, stages
-from flows.console import plain
+from flows.console import plain, show_anyhow
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for group in (data, stages, retrain, predict, models, report, health):
 
 def main() -> NoReturn:
     """Run the command line; every error a user can meet ends as one line and its class's exit code."""
+    show_anyhow()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

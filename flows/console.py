@@ -1,6 +1,7 @@
 """What people see in a terminal: progress and tables on stderr, data on stdout."""
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,13 @@ DICE_COLUMNS = ("mean", "median", "sd", "empty = 1", "pooled")
 """Under the policies for classes that neither label has, as docs/measures.md tells them."""
 
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+def show_anyhow() -> None:
+    """Let no letter that a terminal or pipe has no code for end the command: it shows as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def say(line: str) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
+from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
 
 if TYPE_CHECKING:
@@ -180,17 +181,28 @@ def _used(api: LocalApi) -> Iterator[LocalApi | None]:
         api.stop()
         yield None
         return
-    os.environ["PREFECT_API_URL"] = api.url
-    refresh_global_settings_context()
     try:
-        # Nobody watches the heartbeats of a local run, and to end their thread takes up to a second. Nor are
-        # there pages that a link could lead to later.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_UI_URL: ""}):
-            yield api
+        with environment({"PREFECT_API_URL": api.url, **no_proxy_for_httpx()}):
+            refresh_global_settings_context()
+            try:
+                # Nobody watches the heartbeats of a local run, and to end their thread takes up to a second.
+                # Nor are there pages that a link could lead to later.
+                with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_UI_URL: ""}):
+                    yield api
+            finally:
+                api.drain()
     finally:
-        api.drain()
-        del os.environ["PREFECT_API_URL"]
         refresh_global_settings_context()
+
+
+def no_proxy_for_httpx() -> dict[str, str]:
+    """Variables that have Prefect's client look at no proxy.
+
+    It sets up every one that is named, and dies of those that it can't speak to, such as SOCKS, though none
+    would be asked on the way to this machine. A star among other names means everything to httpx alone.
+    """
+    told = {name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")}
+    return {name: f"{value},*" for name, value in told.items() if value and "*" not in value}
 
 
 def start(home: Path) -> LocalApi:
@@ -235,6 +247,7 @@ def _server_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_PLUGINS_ENABLED": "false",
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "*"),  # it asks nobody but itself
         "PY_KEY_VALUE_DISABLE_BEARTYPE": "true",  # checks of types while it runs, made at its start
     }
 

@@ -2,13 +2,16 @@
 
 Prefect's client takes `<flow>/<deployment>` only. With this plugin a name without a slash means the one
 deployment that carries it; when none or several do, the client's own error stays. Loaded in every Prefect
-process where plugins are enabled, so it imports nothing else.
+process where plugins are enabled, so it imports next to nothing else. What Prefect asks of this machine goes
+through no proxy there either.
 """
 
 from functools import wraps
 from typing import TYPE_CHECKING
 
 from prefect.plugins import HookContext, register_hook
+
+from liverseg_core.surroundings import spare_loopback
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
@@ -20,7 +23,8 @@ _patched = False
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:  # noqa: ARG001  (the hook's signature)
-    """Teach both clients of this process to find a deployment by its bare name."""
+    """Teach both clients of this process to find a deployment by its bare name; see to proxies."""
+    spare_loopback()
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 
     global _patched  # noqa: PLW0603  (Prefect may run its start-up hooks more than once)

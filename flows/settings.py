@@ -78,7 +78,7 @@ def find_config(name: str) -> Path:
 def _read(config: str) -> dict[str, Any]:
     path = find_config(config)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         trouble = str(error).replace("\n", " ")
         raise LiversegError("LS202", f"{path}: {trouble}", "plain YAML", "Correct the file") from None

@@ -2,6 +2,10 @@
 
 import os
 
+from liverseg_core.surroundings import settle
+
+settle()
+
 # mlflow reports usage to its makers unless it is told not to before it is imported. Not from here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

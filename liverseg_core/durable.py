@@ -34,6 +34,8 @@ def writable(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        if error.errno is None:  # a library's, about what it read
+            raise
         code = "LS701" if is_disk_full(error) else "LS203"
         raise cannot_write(code, f"the store at {folder}", error.strerror or str(error)) from error
 

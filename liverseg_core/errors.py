@@ -1,6 +1,11 @@
 """Coded errors. The first digit of a code is the exit code of its class (docs/errors.md)."""
 
+import traceback
 from enum import IntEnum
+from pathlib import Path
+
+SAID = 200
+"""Characters of a foreign error that are shown."""
 
 
 class ExitCode(IntEnum):
@@ -63,3 +68,30 @@ class Interrupted(LiversegError):
     def exit_code(self) -> ExitCode:
         """130 after SIGINT, 143 after SIGTERM."""
         return ExitCode(128 + self.signal_number)
+
+
+def as_coded(item: object, error: Exception) -> LiversegError:
+    """What stopped an item as a coded error: LS703 for want of memory, LS222 for what nobody foresaw."""
+    if isinstance(error, LiversegError):
+        return error
+    name = getattr(item, "case", item)
+    if isinstance(error, MemoryError):
+        allowed, remedy = "a scan that fits in memory", "Use fewer workers, or leave the case out"
+        return LiversegError("LS703", f"too little memory for {name}", allowed, remedy)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    return LiversegError(
+        "LS222",
+        f"{name} failed as nobody foresaw: {described(error)} ({where})",
+        "a case like the others",
+        "Leave the case out, and report this line",
+    )
+
+
+def described(error: Exception) -> str:
+    """A foreign error: its class and the beginning of what it says, which may be a page, or another error."""
+    try:
+        text = str(error).strip().partition("\n")[0][:SAID]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

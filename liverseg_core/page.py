@@ -20,7 +20,7 @@ def html_page(title: str, body: Iterable[str], *assets: Path) -> str:
     ours = Path(__file__)
     files = (ours.with_suffix(".css"), ours.with_suffix(".js"), *assets)
     style, script = (
-        "".join(file.read_text() for file in files if file.suffix == kind) for kind in (".css", ".js")
+        "".join(file.read_text("utf-8") for file in files if file.suffix == kind) for kind in (".css", ".js")
     )
     return "\n".join(
         [

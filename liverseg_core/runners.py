@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 import psutil  # type: ignore[import-untyped]
 
-from liverseg_core.errors import LiversegError
+from liverseg_core.errors import LiversegError, as_coded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,7 +24,8 @@ class Outcome(Generic[Item, Result]):
 class Runner(Protocol):
     """Maps a function over items and yields outcomes as they complete, in any order.
 
-    A LiversegError becomes that item's outcome; any other exception is a bug and ends the map.
+    An error becomes that item's outcome: a coded one as it is, and what nobody thought of as LS222. Of many
+    other people's files one is odder than all that was foreseen, and it ends nothing but itself.
     """
 
     @property
@@ -54,5 +55,5 @@ class SerialRunner:
         for item in items:
             try:
                 yield Outcome(item, function(item))
-            except LiversegError as error:
-                yield Outcome(item, error=error)
+            except Exception as error:
+                yield Outcome(item, error=as_coded(item, error))

@@ -19,8 +19,8 @@ from tasks.context import Context, Record
 from tasks.stage import stage_task
 
 LATEST = f"{INGEST.folder}/latest.json"
-TOO_LARGE = {"LS702", "LS703"}
-"""A worker died of the case, or would have."""
+ITS_OWN = {"LS222", "LS702", "LS703"}
+"""Nobody foresaw what the case does; a worker died of it, or would have."""
 
 
 def ingest(context: Context, limit: int | None = None) -> Record:
@@ -140,7 +140,7 @@ def _make(context: Context, todo: Iterable[CaseSource]) -> tuple[list[CaseRecord
 
 def _quarantines(error: LiversegError) -> bool:
     """Whether an error stops its case alone; any other, such as a full disk, stops the stage."""
-    return error.exit_code is ExitCode.BAD_INPUT or error.code in TOO_LARGE
+    return error.exit_code is ExitCode.BAD_INPUT or error.code in ITS_OWN
 
 
 ingest_task = stage_task(ingest)

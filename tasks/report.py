@@ -14,7 +14,7 @@ from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import EVALUATE, POOL, REPORT, TRAIN
 from liverseg_core.cases.data_report import CaseRow
 from liverseg_core.config import Settings
-from liverseg_core.errors import ExitCode, Interrupted, LiversegError
+from liverseg_core.errors import ExitCode, Interrupted, LiversegError, described
 from liverseg_core.provenance import library_versions
 from liverseg_core.report.places import placeless, placeless_values
 from liverseg_core.report.sources import WRITTEN, ReportSources, Rival, duration
@@ -223,7 +223,7 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
 
 
 def _no_report(version: Record, error: Exception) -> LiversegError:
-    trouble = str(error) if isinstance(error, LiversegError) else f"{type(error).__name__}: {error}"
+    trouble = str(error) if isinstance(error, LiversegError) else described(error)
     return LiversegError(
         "LS801",
         f"{version['name']} version {version['version']} is registered, but has no report: {trouble}",

@@ -180,7 +180,7 @@ def _check_prefect(_: Settings) -> str:
         return "a temporary API for each run"
     try:
         httpx.get(f"{url}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ImportError, ValueError) as error:  # also of a proxy
         what = f"no Prefect API answers at {url} ({type(error).__name__})"
         raise LiversegError("LS404", what, "a running server", "Start it, or unset PREFECT_API_URL") from None
     return str(url)

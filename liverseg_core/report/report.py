@@ -75,8 +75,8 @@ def write_report(
     room = limit - len(report_page(sources, results, shown).encode()) - MARKUP
     shown.cases = fit(drawn.stacks, room)
     page = report_page(sources, results, shown)
-    (folder / PAGE).write_text(page)
-    (folder / CARD).write_text(model_card(sources, results))
+    (folder / PAGE).write_text(page, "utf-8")
+    (folder / CARD).write_text(model_card(sources, results), "utf-8")
     return {
         "bytes": len(page.encode()),
         "cases": len(results.scores),

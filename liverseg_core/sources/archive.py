@@ -10,6 +10,7 @@ import posixpath
 import struct
 import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
@@ -53,32 +54,20 @@ def index_tar(file: File, first: bytes = b"") -> Extents:
     """
     extents: Extents = {}
     window = _Window(file, first)
-    try:
-        with tarfile.TarFile(fileobj=cast(BinaryIO, window)) as archive:
-            before = ("", b"")
-            while member := archive.next():
-                _name_content(extents, window, *before)
-                archive.members = []  # type: ignore[attr-defined]  # it would remember a million of them
-                name = _checked_name(file, member, extents)
-                if member.offset_data + member.size > window.size:
-                    raise truncated(file, repr(member.name))
-                before = ("", b"")
-                if member.isreg():
-                    extents[name] = Extent(file, member.offset_data, member.size)
-                    if posixpath.basename(name) == LISTING and member.size <= WINDOW:
-                        content = window.read_at(member.offset_data, member.size)
-                        extents[name] = replace(extents[name], content=content)
-                    before = (name, window.read_at(member.offset_data, min(member.size, END_BYTES)))
-            _name_content(extents, window, *before)
-    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError) as error:  # what odd headers lead to
-        if extents:
-            raise truncated(file, str(error)) from None
-        raise LiversegError(
-            "LS302",
-            f"{file} is not a plain tar ({error})",
-            "an uncompressed Decathlon tar",
-            "Download it again, or decompress it (gunzip) first",
-        ) from None
+    before = ("", b"")
+    for member in _headers(file, window):
+        _name_content(extents, window, *before)
+        name = _checked_name(file, member, extents)
+        if member.offset_data + member.size > window.size:
+            raise truncated(file, repr(member.name))
+        before = ("", b"")
+        if member.isreg():
+            extents[name] = Extent(file, member.offset_data, member.size)
+            if posixpath.basename(name) == LISTING and member.size <= WINDOW:
+                content = window.read_at(member.offset_data, member.size)
+                extents[name] = replace(extents[name], content=content)
+            before = (name, window.read_at(member.offset_data, min(member.size, END_BYTES)))
+    _name_content(extents, window, *before)
     return extents
 
 
@@ -118,6 +107,32 @@ def unsafe(file: File, name: str, trouble: str) -> LiversegError:
     """A member that can't be trusted."""
     what = f"{file}: member {name!r} {trouble}"
     return LiversegError("LS308", what, "regular files with distinct plain names", "Make the archive anew")
+
+
+def _no_tar(file: File, trouble: object) -> LiversegError:
+    return LiversegError(
+        "LS302",
+        f"{file} is not a plain tar ({trouble})",
+        "an uncompressed Decathlon tar",
+        "Download it again, or decompress it (gunzip) first",
+    )
+
+
+def _headers(file: File, window: "_Window") -> Iterator[tarfile.TarInfo]:
+    """What the members' headers say, one after another."""
+    met = False
+    try:
+        with tarfile.TarFile(fileobj=cast(BinaryIO, window)) as archive:
+            while member := archive.next():
+                archive.members = []  # type: ignore[attr-defined]  # it would remember a million of them
+                met = True
+                yield member
+    except LiversegError:
+        raise
+    except RecursionError:  # tarfile calls itself for each
+        raise _no_tar(file, "a member has hundreds of headers in a row") from None
+    except Exception as error:  # whatever else odd headers lead tarfile to
+        raise (truncated(file, str(error)) if met else _no_tar(file, error)) from None
 
 
 class _Window:

@@ -64,6 +64,8 @@ class Inflated:
             return self.file.read(size)
         except EOFError:
             raise self._damaged("its end is missing, or bytes follow it") from None
+        except OverflowError:  # of names and comments before the voxels; gzip itself knows no limit
+            raise self._damaged("a header of more than half a megabyte") from None
         except (igzip.BadGzipFile, igzip_lib.error, isal_zlib.error) as error:  # type: ignore[misc]
             raise self._damaged(str(error)) from None
 

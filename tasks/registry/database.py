@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy.engine import make_url
-
 from liverseg_core.durable import lock, writable, write_atomically
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
+from tasks.registry.files import ARTIFACTS
 
 WAIT_S, PAUSE_S = 120.0, 0.1
 """For another run that is making it just now."""
@@ -25,15 +24,6 @@ ROWS_OF_ITS_OWN = {"alembic_version", "workspaces"}
 """Tables that MLflow writes to while it makes the others."""
 BESIDE = ("-journal", "-wal", "-shm")
 """SQLite's own files beside a database."""
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a plain SQLite URI; None for any other."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    url = make_url(uri)
-    name = url.database or ":memory:"
-    return None if url.query or name.startswith((":memory:", "file:")) else Path(name)
 
 
 def make_database(path: Path) -> None:
@@ -48,7 +38,7 @@ def make_database(path: Path) -> None:
     with writable(path.parent), _waiting_lock(path.with_name(f"{path.name}.lock")):
         if not _is_wanted(path):
             return
-        data = _empty_database(path.parent / "mlflow-artifacts")
+        data = _empty_database(path.absolute().parent / ARTIFACTS)
         path.unlink(missing_ok=True)  # before what is beside it: alone, that is of no database
         for ending in BESIDE:
             path.with_name(path.name + ending).unlink(missing_ok=True)
@@ -97,7 +87,7 @@ def _empty_database(artifacts: Path) -> bytes:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with environment({"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "StaticPool"}):  # one connection, one memory
-        store = SqlAlchemyStore("sqlite://", str(artifacts))
+        store = SqlAlchemyStore("sqlite://", artifacts.as_uri())  # it puts a path into SQL as it is
     try:
         with contextlib.closing(store.engine.raw_connection()) as connection:
             data: bytes = connection.driver_connection.serialize()

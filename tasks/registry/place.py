@@ -6,8 +6,7 @@ from pathlib import Path
 from liverseg_core.artifacts.location import in_bucket
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
-
-DATABASE = "mlflow.db"
+from tasks.registry.files import DATABASE
 
 
 def is_tracked(settings: Settings) -> bool:

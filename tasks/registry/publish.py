@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+import liverseg_core
 from liverseg_core.artifacts.artifact import Artifact, load, verify
 from liverseg_core.config import RegisterConfig
-from liverseg_core.errors import LiversegError
+from liverseg_core.errors import LiversegError, described
 from liverseg_core.evaluation.glossary import term
 from liverseg_core.evaluation.lesions import PRIMARY
 from liverseg_core.provenance import library_versions
@@ -62,7 +64,21 @@ SIGNATURE = ModelSignature(
     ]),
 )  # fmt: skip
 EXAMPLE = dict(zip(("image", "affine"), (part.tolist() for part in example_scan()), strict=True))
-REQUIREMENTS = ("connected-components-3d", "mlflow", "nibabel", "numpy", "torch", "torchio")
+REQUIREMENTS = (
+    "connected-components-3d",
+    "isal",
+    "jaxtyping",
+    "mlflow",
+    "nibabel",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "safetensors",
+    "torch",
+)
+"""What the served model imports, and no more; liverseg itself, which no index has, is stored beside it."""
+CODE = Path(liverseg_core.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ def _publish(tracking: Tracking, client: MlflowClient, request: Registration) ->
 
 def _log_model(request: Registration) -> tuple[LoggedModel, str]:
     """Store the model's files with a prediction to hold it to; return it, and the digest of the files."""
-    with tempfile.TemporaryDirectory() as name, mlflow.start_run(run_id=request.run_id):
+    with tempfile.TemporaryDirectory() as name, _own_code(), mlflow.start_run(run_id=request.run_id):
         folder = Path(name)
         for file, path in model_files(request.model, request.evaluation).items():
             (folder / file).symlink_to(path.resolve())
@@ -156,6 +172,7 @@ def _log_model(request: Registration) -> tuple[LoggedModel, str]:
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts=files,
+            code_paths=[str(CODE)],
             signature=SIGNATURE,
             input_example=EXAMPLE,
             # Named, or MLflow finds out by running the model in a second environment.
@@ -253,13 +270,23 @@ def _serve_example(uri: str) -> None:
 
 
 @contextlib.contextmanager
+def _own_code() -> Iterator[None]:
+    """Take the stored code out of the way again: MLflow has put it first, for child processes too."""
+    before = [*sys.path]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextlib.contextmanager
 def _predicting() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it raises, the model does not predict
         raise LiversegError(
             "LS523",
-            f"the stored model does not work ({type(error).__name__}: {error})",
+            f"the stored model does not work ({described(error)})",
             "a model that labels the example volume",
             "Run `liverseg doctor`; nothing was registered",
         ) from error

@@ -11,13 +11,15 @@ import nibabel as nib
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 from jaxtyping import Shaped
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel
 from nibabel.spatialimages import HeaderDataError
 
 from liverseg_core.arrays import Affine, Label
 from liverseg_core.cases.target import plan_target
-from liverseg_core.errors import LiversegError
+from liverseg_core.errors import ExitCode, LiversegError, as_coded
 from liverseg_core.inference.findings import findings
 from liverseg_core.inference.predict import segment
 from liverseg_core.models.model import WEIGHTS, Model, load_model
@@ -54,9 +56,21 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
             The label array; with either of the two asked for, a dictionary of `labels` and `volumes`.
 
         Raises:
-            LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine in
-                numbers, whole or not; LS293 for a form of labels that there is not; what `segment` raises.
+            MlflowException: With the text of LS292 unless there is exactly one scan, as a path or as image
+                and affine in numbers, whole or not; of LS293 for a form of labels that there is not; of what
+                `segment` raises. To any other exception MLflow's server would add a traceback and its own
+                paths.
         """
+        try:
+            return self._labelled(model_input, params)
+        except Exception as error:
+            coded = as_coded("the scan", error)
+            asked = coded is error and coded.exit_code in (ExitCode.USAGE, ExitCode.BAD_INPUT)
+            raise MlflowException(str(coded), BAD_REQUEST if asked else INTERNAL_ERROR) from error
+
+    def _labelled(
+        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None
+    ) -> Label | dict[str, Any]:
         wanted = {"volumes": False, "labels": "array", **(params or {})}
         form = wanted["labels"]
         if form not in FORMS:

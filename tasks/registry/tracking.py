@@ -23,9 +23,10 @@ from liverseg_core.config import Settings
 from liverseg_core.durable import cannot_write, writable
 from liverseg_core.environment import environment
 from liverseg_core.errors import LiversegError
-from tasks.registry.database import make_database, sqlite_path
+from tasks.registry.database import make_database
 from tasks.registry.database_errors import driver_error, unwritable
-from tasks.registry.place import DATABASE, require_tracking
+from tasks.registry.files import ARTIFACTS, DATABASE, sqlite_path, sqlite_uri
+from tasks.registry.place import require_tracking
 
 # MLflow reads these at import and at every request. Said by the user, they stay as they are. Seven retries,
 # each after twice the wait, outlast a server that is away for two minutes.
@@ -45,6 +46,8 @@ from mlflow import MlflowClient, set_tracking_uri  # noqa: E402
 from mlflow.entities import Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.telemetry import set_telemetry_client  # noqa: E402
+
+from tasks.registry.moved import find_moved  # noqa: E402
 
 __all__ = [
     "Tracking",
@@ -66,6 +69,7 @@ LOG = logging.getLogger(__name__)
 KEY, OWNER = "liverseg.model_key", "liverseg.owner"
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 RETRY_S = 2.0
+SERVERS_PATH = re.compile(r"(?<![\w/:.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 PARAM_LENGTH, BATCH = 6000, 100
 """MLflow's limits: characters of a parameter, parameters of a request."""
 
@@ -97,9 +101,10 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
     folder = None if uri else Path(store).resolve()
     if folder:
         _require_writable(folder)
-        uri = f"sqlite:///{folder / DATABASE}"
+        uri = sqlite_uri(folder / DATABASE)
     with environment({}):  # MLflow would write the URI there, for every later store and child process
         set_tracking_uri(uri)
+    find_moved()
     shown = re.sub("//[^/@]*@", "//", str(uri))  # no credentials in messages
     with environment(IMPATIENT), service(shown):
         if path := sqlite_path(str(uri)):
@@ -107,7 +112,7 @@ def connect(tracking_uri: str | None, store: str | Path, experiment: str) -> Tra
         client = MlflowClient()
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            location = (folder / "mlflow-artifacts").as_uri() if folder else None
+            location = (folder / ARTIFACTS).as_uri() if folder else None
             with contextlib.suppress(MlflowException):  # another process may just have created it
                 client.create_experiment(experiment, artifact_location=location)
             found = client.get_experiment_by_name(experiment)
@@ -269,7 +274,11 @@ def reason(error: Exception) -> str:
     """What MLflow, or the database below it, says went wrong, in one line."""
     if below := driver_error(error):
         return str(below)
-    return "no answer" if _is_silence(error) else str(error).partition("\n")[0][:200]
+    if _is_silence(error):
+        return "no answer"
+    # A server's answer may hold a page, a traceback and its own paths, which are nobody's business.
+    first = str(error).partition("\n")[0].partition("Response body")[0].partition("Response: ")[0]
+    return SERVERS_PATH.sub(r"\1", first).strip(" .")[:200]
 
 
 def _is_silence(error: BaseException | None) -> bool:

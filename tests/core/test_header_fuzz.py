@@ -7,8 +7,11 @@ A mutant is made from its number alone, so that one that fails can be made again
 
 import gzip
 import os
+import struct
+import tarfile
 import time
 import tracemalloc
+import zlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ from liverseg_core.cases.memory import ingest_bytes
 from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.sources.archive import index_tar
 from liverseg_core.volumes.geometry import MAX_VOXELS
 from liverseg_core.volumes.nifti_header import MAX_EXTENSION, NiftiHeader, parse_header
 
@@ -179,12 +183,27 @@ def test_no_header_takes_memory() -> None:
         tracemalloc.stop()
 
 
+def with_long_header(content: bytes, rng: Generator) -> bytes:
+    """A gzip file with an extra field, a name and a comment of any length, as the standard has them."""
+    lengths = [int(length) for length in rng.choice([0, 1, 300, 65_535, 600_000], 3)]
+    extra, name, comment = (b"x" * min(lengths[0], 65_535), b"n" * lengths[1], b"c" * lengths[2])
+    flags = 4 * bool(extra) + 8 * bool(name) + 16 * bool(comment)
+    head = b"\x1f\x8b\x08" + bytes([flags]) + bytes(4) + b"\0\3"
+    head += (struct.pack("<H", len(extra)) + extra) * bool(extra)
+    head += (name + b"\0") * bool(name) + (comment + b"\0") * bool(comment)
+    deflate = zlib.compressobj(1, zlib.DEFLATED, -15)
+    body = deflate.compress(content) + deflate.flush()
+    return head + body + struct.pack("<II", zlib.crc32(content), len(content))
+
+
 def file_mutant(number: int, content: bytes) -> tuple[str, bytes]:
     """A NIfTI file with something wrong in its header, its voxels, its gzip, or its length."""
     rng = np.random.default_rng(number)
-    kind = ("header", "voxels", "gzip", "cut gzip", "cut", "plain")[number % 6]
+    kind = ("header", "voxels", "gzip", "cut gzip", "cut", "plain", "long gzip")[number % 7]
     if kind == "header":
         return kind, gzip.compress(mutant(number) + content[348:], 1, mtime=0)
+    if kind == "long gzip":
+        return kind, with_long_header(content, rng)
     changed = bytearray(content if kind in ("voxels", "cut", "plain") else gzip.compress(content, 1, mtime=0))
     if kind.startswith("cut"):
         del changed[int(rng.integers(len(changed))) :]
@@ -203,7 +222,7 @@ def test_files(build: SimpleNamespace, tmp_path: Path) -> None:
     expected = survey_case(build.case(tmp_path, *packed), config)["fingerprint"]["content"]
     found, started = Counter[tuple[str, str]](), time.monotonic()
     for number in range(FILES):
-        which = number // 6 % 2
+        which = number // 7 % 2
         kind, data = file_mutant(number, parts[which])
         both = [data if n == which else whole for n, whole in enumerate(packed)]
         case = build.case(tmp_path, *([data] if kind == "header" else both))  # no label would lie on it
@@ -219,4 +238,60 @@ def test_files(build: SimpleNamespace, tmp_path: Path) -> None:
     print(f"\n{FILES} files in {time.monotonic() - started:.1f} s", sorted(found.items()))
     assert {code for _, code in found} <= FILE_CODES | {""}
     assert {code for kind, code in found if kind.startswith("cut")} <= {"LS311", "LS312", "LS317"}
+    assert {code for kind, code in found if kind == "long gzip"} == {"", "LS311"}
     assert found["gzip", ""] < FILES / 60, "flips in what gzip says of time and system alone"
+
+
+def archive_mutant(number: int, whole: bytes, starts: list[int]) -> bytes:
+    """A tar with extended headers put in, some with sizes and numbers that can't be, and bits flipped."""
+    rng = np.random.default_rng(number)
+    for _ in range(int(rng.integers(1, 4))):
+        entry = tarfile.TarInfo("pax")
+        entry.type = bytes(rng.choice(list(b"xgLKXS0157"), 1).astype(np.uint8))
+        body = KEYWORDS[int(rng.integers(len(KEYWORDS)))]
+        entry.size = len(body)
+        raw = bytearray(entry.tobuf() + body.ljust(-(-len(body) // 512) * 512, b"\0"))
+        if rng.integers(2):
+            flip(raw, rng)
+        at = int(rng.choice(starts))
+        whole = whole[:at] + bytes(raw) * int(rng.choice([1, 2, 400])) + whole[at:]
+    return whole
+
+
+KEYWORDS = (
+    b"20 comment=abcdefgh\n",
+    b"12 size=-99\n",
+    b"30 size=99999999999999999999\n",
+    b"16 mtime=later\n",
+    b"27 GNU.sparse.map=1,x,3,,\n",
+    b"22 GNU.sparse.size=-1\n",
+    b"99999999999999999999 a=b\n",
+    b"0 =\n",
+    b"\xff" * 700,
+    b"18 path=/etc/pass\n",
+    b"",
+)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")
+def test_archives(build: SimpleNamespace, tmp_path: Path) -> None:
+    """Whatever stands in a tar's headers, it is indexed or refused with a code."""
+    scan = build.zipped(build.nifti(build.ball(SHAPE)[0]))
+    path = build.tar(tmp_path / "t.tar", build.members({"a": (scan, None), "b": (scan, None)}))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    found, started = Counter[str](), time.monotonic()
+    for number in range(FILES):
+        path.write_bytes(archive_mutant(number, whole, starts))
+        try:
+            index_tar(path)
+            found[""] += 1
+        except LiversegError as error:
+            found[error.code] += 1
+        except Exception as error:
+            raise AssertionError(f"archive {number}") from error
+    print(f"\n{FILES} archives in {time.monotonic() - started:.1f} s", sorted(found.items()))
+    assert found.keys() <= {"", "LS302", "LS303", "LS308"}
+    assert min(found[code] for code in ("", "LS302", "LS308")) > 0

@@ -36,8 +36,14 @@ def test_libraries_that_break_the_prefect_server_silently(distribution: str, saf
 
 
 @pytest.mark.parametrize(
-    ("group", "value"), [("prefect.plugins", "flows.prefect_plugin"), ("console_scripts", "flows.cli:main")]
+    ("group", "name", "value"),
+    [
+        ("prefect.plugins", "liverseg", "flows.prefect_plugin"),
+        ("console_scripts", "liverseg", "flows.cli:main"),
+        ("mlflow.artifact_repository", "file", "tasks.registry.moved:open_artifacts"),
+    ],
 )
-def test_entry_points(group: str, value: str) -> None:
-    (found,) = entry_points(group=group, name="liverseg")
+def test_entry_points(group: str, name: str, value: str) -> None:
+    (found,) = entry_points(group=group, name=name)
     assert found.value == value
+    assert found.load()

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from sqlalchemy import Engine, event
 
 from liverseg_core.errors import LiversegError
-from tasks.registry.database import is_half_made, make_database, sqlite_path
+from tasks.registry.database import is_half_made, make_database
+from tasks.registry.files import sqlite_path
 from tasks.registry.tracking import Tracking, connect, find_run, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -81,6 +82,7 @@ def left(store: Path) -> list[tuple[str, int]]:
     return sorted((path.name, path.stat().st_size) for path in store.iterdir())
 
 
+@pytest.mark.trouble("2.1")
 def test_killed_at_any_moment_of_a_first_start_the_next_one_works(tmp_path: Path) -> None:
     total = statements(connect_to, tmp_path / "whole")
     assert total > 500
@@ -95,6 +97,7 @@ def test_killed_at_any_moment_of_a_first_start_the_next_one_works(tmp_path: Path
     assert len(found) > 1
 
 
+@pytest.mark.trouble("2.1")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_when_the_file_gets_its_name(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +117,7 @@ def test_killed_when_the_file_gets_its_name(
     assert works(tmp_path)
 
 
+@pytest.mark.trouble("2.1")
 def test_one_that_mlflow_half_made_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.registry.database.QUIET_S", -1)
     for last in (2, 50, 500):
