@@ -15,6 +15,7 @@ from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.data_report import CaseRow, describe
 from liverseg_core.config import RemoteConfig, Settings
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.words import counted
 from tasks.context import Report
 
 if TYPE_CHECKING:  # they take a while to import
@@ -87,7 +88,8 @@ def verify(
     else:
         DATA.print(case_table(rows))
         say_flags(rows)
-        say(f"{dataset.name}: {len(rows)} cases, {problems} with problems, {dataset.junk} junk members")
+        cases, junk = counted(len(rows), "case"), counted(dataset.junk, "junk member")
+        say(f"{dataset.name}: {cases}, {problems} with problems, {junk}")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
 

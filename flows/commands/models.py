@@ -11,6 +11,7 @@ from flows.commands.score_tables import case_scores, lesion_table, surface_table
 from flows.console import DATA, dice_table, plain_table, say, watching
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
+from liverseg_core.words import counted
 
 if TYPE_CHECKING:
     from tasks.registry.tracking import Tracking
@@ -134,7 +135,7 @@ def rollback(config: Config = None, store: Store = None, as_json: Json = False) 
         print_json({"champion": asdict(now), "previous": asdict(was), "differing_voxels": differing})
     say(f"champion of {now.name}: version {was.version} → version {now.version}; previous: {was.version}")
     if differing is not None:
-        equal = "equals" if not differing else f"differs in {differing} voxels from"
+        equal = "equals" if not differing else f"differs in {counted(differing, 'voxel')} from"
         say(f"Its prediction of the archived scan {equal} the one that was registered with it")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from flows.console import plain_table
+from liverseg_core.words import counted
 
 CLASSES = ("liver", "liver_only", "tumour")
 SIZE_NAMES = {
@@ -100,8 +101,9 @@ def _matched(summary: Mapping[str, Any]) -> str:
 
 def _burden(summary: Mapping[str, Any]) -> str:
     found = summary["burden"]
+    cases = counted(found["n"], "case")
     rmse, largest = (_number(found[name], 4) for name in ("rmse", "max_error"))
-    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {found['n']} cases"
+    return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {cases}"
 
 
 def _number(value: float | None, digits: int) -> str:
