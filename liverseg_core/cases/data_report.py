@@ -6,7 +6,7 @@ at this one", never "leave it out". They are in no key, so a bound can change wi
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,7 @@ MEANING: Mapping[str, str] = {
     "odd-hu-offset": "no air near −1000 HU, or soft tissue far from 0: an offset such as 1024 may be missing",
     "no-liver": "the label has no liver voxel",
     "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
+    "liver-cut-off": "the labelled liver reaches the edge of the scan",
     "tumour-outside-liver": "a labelled tumour touches no labelled liver",
     "duplicate-voxels": "another case has the same voxels",
 }
@@ -148,8 +149,14 @@ def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     volumes = volumes_ml(facts)
     if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
         yield "implausible-liver"
+    if volumes and any(_reaches_edge(box, facts["shape"]) for box in fingerprint.get("boxes", ())[1:] if box):
+        yield "liver-cut-off"
     if volumes and facts["native_label"]["tumours_outside_liver"]:
         yield "tumour-outside-liver"
+
+
+def _reaches_edge(box: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
+    return any(low == 0 or high == size for (low, high), size in zip(box, shape, strict=True))
 
 
 def _odd_offset(body: Mapping[str, Any] | None, share: float) -> bool:

@@ -12,11 +12,8 @@ import numpy as np
 from jaxtyping import Float64, Int16, Int64, UInt8
 
 from liverseg_core.arrays import Positions, Shape
+from liverseg_core.cases.intensities import body_facts, intensity
 from liverseg_core.classes import N_CLASSES
-
-BODY_HU = -500
-PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)
-LOWEST = np.iinfo(np.int16).min
 
 ImageSlab = Int16[np.ndarray, "z y x"]
 LabelSlab = UInt8[np.ndarray, "z y x"]
@@ -83,9 +80,7 @@ class Fingerprint:
 
     def facts(self) -> dict[str, Any]:
         """The fingerprint as plain JSON values; intensities in HU, boxes as [low, high) voxel indices."""
-        values = np.arange(LOWEST, -LOWEST)
         everything = self.histogram.sum(axis=0)
-        body = np.where(values > BODY_HU, everything, 0)
         boxes = [
             [[int(low), int(high) + 1] for low, high in box] if box[0, 1] >= 0 else None for box in self.boxes
         ]
@@ -94,10 +89,9 @@ class Fingerprint:
         return {
             "voxels": self.histogram.sum(axis=1).tolist(),
             "boxes": boxes,
-            "body_voxels": int(body.sum()),
-            "body_hu": _intensity(body),
-            "liver_hu": _intensity(self.histogram[1]),
-            "tumour_hu": _intensity(self.histogram[2]),
+            **body_facts(everything),
+            "liver_hu": intensity(self.histogram[1]),
+            "tumour_hu": intensity(self.histogram[2]),
             "content": content.hexdigest()[:32],
         }
 
@@ -111,21 +105,6 @@ def _draw(rng: np.random.Generator, count: int, keep: int) -> tuple[Ranks, Prior
     below = rng.standard_exponential(kept).cumsum()
     above = rng.standard_gamma(count + 1 - kept)
     return rng.choice(count, kept, replace=False), below / (below[-1:].sum() + above)
-
-
-def _intensity(histogram: Int64[np.ndarray, " 65536"]) -> dict[str, Any] | None:
-    count = int(histogram.sum())
-    if count == 0:
-        return None
-    values = np.arange(LOWEST, -LOWEST)
-    mean = float((values * histogram).sum() / count)
-    std = float(np.sqrt((histogram * (values - mean) ** 2).sum() / count))
-    below = np.cumsum(histogram)
-    at = np.searchsorted(below, np.array(PERCENTILES) / 100 * count)
-    percentiles = {
-        f"p{p:g}": int(values[min(i, len(values) - 1)]) for p, i in zip(PERCENTILES, at, strict=True)
-    }
-    return {"mean": round(mean, 3), "std": round(std, 3), **percentiles}
 
 
 @numba.njit(cache=True, nogil=True)

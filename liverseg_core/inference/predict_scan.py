@@ -2,22 +2,20 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from liverseg_core.allocator import memory_kept
-from liverseg_core.arrays import Label
-from liverseg_core.cases.target import Target, plan_target
+from liverseg_core.cases.target import Target
 from liverseg_core.classes import CLASSES
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.findings import findings
 from liverseg_core.inference.inference import load_model
 from liverseg_core.inference.native_volume import native_volume, replacing, uncertainty
-from liverseg_core.inference.predict import Watch, canonical_label, read_image
+from liverseg_core.inference.predict import Watch, prepare, segment_scan
+from liverseg_core.inference.wanted import Wanted
 from liverseg_core.models.model import Model
 from liverseg_core.volumes.inflate import PIECE
 from liverseg_core.volumes.nifti import Scan, open_scan, write_label
@@ -25,35 +23,6 @@ from liverseg_core.volumes.nifti_header import NiftiHeader
 
 if TYPE_CHECKING:
     from liverseg_core.inference.dicom_series import Series
-
-NIFTI = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A scan to segment, and what is wanted of it.
-
-    Args:
-        scan: A NIfTI file, or the folder of a DICOM series, which gets a DICOM SEG too.
-        label: The `.nii.gz` where its label goes; what else is wanted goes beside it.
-        probabilities: Whether the class probabilities are wanted.
-        uncertainty: Whether their entropy is.
-    """
-
-    scan: Path
-    label: Path
-    probabilities: bool = False
-    uncertainty: bool = False
-
-    @property
-    def case(self) -> str:
-        """What errors call it."""
-        return self.scan.name
-
-    def beside(self, what: str) -> Path:
-        """The file of something else that is wanted."""
-        end = ".dcm" if what == "seg" else ".nii.gz"
-        return self.label.with_name(f"{stem(self.label)}_{what}{end}")
 
 
 def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
@@ -65,14 +34,15 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
         device: A torch device, or `auto`.
 
     Returns:
-        The files by what they are, and what `findings` finds.
+        The files by what they are, what `findings` finds, the `flags` that `doubts` raises, and as `remarks`
+        what each says of this scan.
 
     Raises:
         LiversegError: LS301, LS311 to LS319 and LS352 to LS355 for a scan that can't be used; LS208 and LS701
             where files can't be written; LS703; what `load_model` and `segment` raise.
     """
     try:
-        return _predict(wanted, _loaded(model, device))
+        return _predict(wanted, functools.partial(_loaded, model, device))
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
         raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
@@ -91,18 +61,12 @@ def open_file(path: Path) -> Scan:
         raise LiversegError("LS301", what, "a readable NIfTI file", "Check the path") from None
 
 
-def stem(path: Path) -> str:
-    """A scan's name without what says that it is NIfTI."""
-    name = path.name
-    return next((name.removesuffix(end) for end in NIFTI if name.lower().endswith(end)), name)
-
-
 @memory_kept()
-def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
+def _predict(wanted: Wanted, loaded: Callable[[], Model]) -> dict[str, Any]:
     series = _series(wanted.scan) if wanted.scan.is_dir() else None
     scan = series.open() if series else open_file(wanted.scan)
-    target = plan_target(scan.header, network.spec.ingest)
-    image = read_image(scan, target)
+    network = loaded()
+    prepared = prepare(network, scan)
     files = {"image": str(wanted.scan), "label": str(wanted.label)}
     with contextlib.ExitStack() as stack:
         part = stack.enter_context(replacing(wanted.label))
@@ -110,14 +74,15 @@ def _predict(wanted: Wanted, network: Model) -> dict[str, Any]:
         for what in ("probabilities", "uncertainty"):
             if getattr(wanted, what):
                 files[what] = str(wanted.beside(what))
-                watches.append(stack.enter_context(_watching(what, wanted, scan.header, target)))
-        canonical = canonical_label(network, image, target, _all(watches))
-        stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
+                watches.append(stack.enter_context(_watching(what, wanted, scan.header, prepared.target)))
+        found = segment_scan(network, prepared, _all(watches))
+        stored = found.stored()
         write_label(part, stored, scan.header)
         if series:
             files["seg"] = str(wanted.beside("seg"))
             series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
-    return {**files, **findings(canonical, target.source.spacing_mm)}
+    remarks = [f"{flag}: {told}" for flag, told in found.doubts.items()]
+    return {**files, **found.findings, "flags": [*found.doubts], "remarks": remarks}
 
 
 def _series(folder: Path) -> "Series":

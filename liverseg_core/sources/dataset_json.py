@@ -53,11 +53,11 @@ def read_listing(path: File, extents: Extents) -> tuple[str, Listing]:
         trouble = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         what = f"{path}: {found[0]} cannot be used: {trouble}"
         raise LiversegError("LS306", what, "name, labels, training, test", "Correct dataset.json") from None
-    trouble = _odd_label(listing.labels)
-    if trouble:
+    odd = _odd_label(listing.labels)
+    if odd:
         raise LiversegError(
             "LS306",
-            f"{path}: {found[0]} says {trouble}",
+            f"{path}: {found[0]} says {odd}",
             "labels 0 background, 1 liver, 2 cancer (or tumour, lesion)",
             "Use a liver dataset, or map its labels",
         )
