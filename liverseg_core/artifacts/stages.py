@@ -11,13 +11,13 @@ INGEST = Stage("ingest", "cases", version=5, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True)
 EVALUATE = Stage(
-    "evaluate", "evaluations", version=4, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
+    "evaluate", "evaluations", version=5, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True
 )
 REGISTER = Stage("register", "registrations", version=3)
 REPORT = Stage("report", "reports", version=1)
 
 UNITE = Stage("unite", TRAIN.folder, version=1)
-POOL = Stage("pool", EVALUATE.folder, version=3)
+POOL = Stage("pool", EVALUATE.folder, version=4)
 """The folds' models as one model, and their evaluations as one, where single ones lie."""
 
 STAGES = (INGEST, SPLIT, TRAIN, EVALUATE, REGISTER, REPORT)

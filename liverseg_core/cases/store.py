@@ -4,7 +4,7 @@ Volumes are (x, y, z), x fastest; Zarr arrays are (z, y, x), so that `.T` is a f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from liverseg_core.arrays import Positions, Spacing
-from liverseg_core.artifacts.artifact import load, verify
+from liverseg_core.artifacts.artifact import Facts, load, verify
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.geometry import Grid
 
@@ -41,6 +41,7 @@ class Case:
         positions: Class → voxel indices for patch sampling; empty for an absent class.
         fingerprint: Intensity and size facts (see fingerprint.py).
         spacing_override_mm: Along the stored axes of the source's files, where their headers are wrong.
+        facts: All that ingest stored of it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case:
     positions: Mapping[int, Positions]
     fingerprint: Mapping[str, Any]
     spacing_override_mm: Spacing | None = None
+    facts: Facts = field(default_factory=dict)
 
 
 def open_case(folder: Path) -> Case:
@@ -70,7 +72,7 @@ def open_case(folder: Path) -> Case:
         z, y, x = image.shape
         grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
         override = facts.get("spacing_override_mm")
-        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], override)
+        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], override, facts)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
 

@@ -54,6 +54,10 @@ class Segmented:
     findings: dict[str, Any]
     doubts: Doubts
 
+    def remarks(self) -> list[str]:
+        """The doubts in words."""
+        return [f"{flag}: {told}" for flag, told in self.doubts.items()]
+
     def stored(self) -> Label:
         """The labels on the scan's own axes."""
         return np.asfortranarray(self.target.orientation.from_canonical(self.label))

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,10 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
             where files can't be written; LS703; what `load_model` and `segment` raise.
     """
     try:
-        return _predict(wanted, functools.partial(_loaded, model, device))
+        # A scan that is none is found before a model is loaded for it.
+        series = _series(wanted.scan) if wanted.scan.is_dir() else None
+        scan = series.open() if series else open_file(wanted.scan)
+        return _predict(wanted, scan, series, _loaded(model, device))
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
         raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
@@ -62,10 +65,7 @@ def open_file(path: Path) -> Scan:
 
 
 @memory_kept()
-def _predict(wanted: Wanted, loaded: Callable[[], Model]) -> dict[str, Any]:
-    series = _series(wanted.scan) if wanted.scan.is_dir() else None
-    scan = series.open() if series else open_file(wanted.scan)
-    network = loaded()
+def _predict(wanted: Wanted, scan: Scan, series: "Series | None", network: Model) -> dict[str, Any]:
     prepared = prepare(network, scan)
     files = {"image": str(wanted.scan), "label": str(wanted.label)}
     with contextlib.ExitStack() as stack:
@@ -81,8 +81,7 @@ def _predict(wanted: Wanted, loaded: Callable[[], Model]) -> dict[str, Any]:
         if series:
             files["seg"] = str(wanted.beside("seg"))
             series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
-    remarks = [f"{flag}: {told}" for flag, told in found.doubts.items()]
-    return {**files, **found.findings, "flags": [*found.doubts], "remarks": remarks}
+    return {**files, **found.findings, "flags": [*found.doubts], "remarks": found.remarks()}
 
 
 def _series(folder: Path) -> "Series":

@@ -13,12 +13,11 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from liverseg_core.arrays import Label
-from liverseg_core.cases.target import plan_target
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.findings import findings
-from liverseg_core.inference.predict import segment
+from liverseg_core.inference.predict import prepare, segment_scan
+from liverseg_core.inference.predict_scan import open_file
 from liverseg_core.models.model import WEIGHTS, Model, load_model
-from liverseg_core.volumes.nifti import Volume, decode, read_nifti, write_label
+from liverseg_core.volumes.nifti import Scan, open_scan, write_label
 
 FORMS = ("array", "nifti", "none")
 
@@ -48,7 +47,8 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
                 wanted; `array`, `nifti` for a gzipped file in base64, a hundredth of the size, or `none`.
 
         Returns:
-            The label array; with either of the two asked for, a dictionary of `labels` and `volumes`.
+            The label array; with either of the two asked for, a dictionary of `labels` and `volumes`, and
+            with them of `flags` and `remarks`: what there is to doubt, by name and in words.
 
         Raises:
             LiversegError: LS292 unless there is exactly one scan, as a path or as image and affine; LS293 for
@@ -63,37 +63,38 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
                 ", ".join(FORMS),
                 "Correct params of the request, or leave it out",
             )
-        volume = _volume(model_input.to_dict("records"))
-        label = segment(self.model, volume)
+        scan = _scan(model_input.to_dict("records"))
+        segmented = segment_scan(self.model, prepare(self.model, scan))
+        label = segmented.stored()
         if form == "array" and not wanted["volumes"]:
             return label
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"flags": [*segmented.doubts], "remarks": segmented.remarks()}
         if form != "none":
-            found["labels"] = label if form == "array" else _as_nifti(label, volume)
+            found["labels"] = label if form == "array" else _as_nifti(label, scan)
         if wanted["volumes"]:
-            target = plan_target(volume.header, self.model.spec.ingest)
-            found["volumes"] = findings(target.orientation.to_canonical(label), target.source.spacing_mm)
+            found["volumes"] = segmented.findings
         return found
 
 
-def _as_nifti(label: Label, like: Volume) -> str:
+def _as_nifti(label: Label, like: Scan) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "label.nii.gz"
         write_label(path, label, like.header)
         return base64.b64encode(path.read_bytes()).decode()
 
 
-def _volume(rows: list[Mapping[str, Any]]) -> Volume:
+def _scan(rows: list[Mapping[str, Any]]) -> Scan:
     given = [{name: value for name, value in row.items() if value is not None} for row in rows]
     match given:
         case [{"path": str(path), **rest}] if not rest:
-            return read_nifti(Path(path))
+            return open_file(Path(path))
         case [{"image": image, "affine": affine, **rest}] if not rest:
             voxels = np.asarray(image)
             # JSON knows neither int16 nor float32; NIfTI readers know no 64-bit integers.
             voxels = voxels.astype(np.int32 if voxels.dtype.kind in "iu" else np.float32)
             # Through the same gate as a file: nothing that reaches the model has gone round it.
-            return decode(nib.Nifti1Image(voxels, np.array(affine, np.float64)).to_bytes(), "image")
+            data = nib.Nifti1Image(voxels, np.array(affine, np.float64)).to_bytes()
+            return open_scan([data], len(data), "image")
     raise LiversegError(
         "LS292",
         f"{len(rows)} rows with {sorted({name for row in given for name in row})}",
