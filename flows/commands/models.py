@@ -47,6 +47,9 @@ def score(
     tables = case_scores(result["cases"]), dice_table(summary), surface_table(summary), lesion_table(summary)
     for table in tables:
         DATA.print(table)
+    for case in result["cases"]:
+        if case["flags"]:
+            say(f"{case['case']}: its label says {', '.join(case['flags'])}: a score of it proves little")
 
 
 def list_models(config: Config = None, store: Store = None, as_json: Json = False) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation.measures import CaseScore, score_case, summarise
+from liverseg_core.inference.doubts import NOTE, SEEN_FLAGS
 from liverseg_core.volumes.geometry import corner_distance_mm
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti
+from liverseg_core.volumes.nifti_fields import note_in
 from liverseg_core.volumes.nifti_names import ENDINGS, is_nifti, stem
 
 PLACE_TOLERANCE_MM = 0.1
@@ -27,8 +29,9 @@ def score(prediction: Path, reference: Path, progress: Progress | None = None) -
         progress: Called with (done, total, case).
 
     Returns:
-        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, and what
-        `summarise` makes of them.
+        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, with
+        `flags` where its label says that its scan trained or chose the model, and what `summarise` makes of
+        them.
 
     Raises:
         LiversegError: LS281 when one is a file and the other a folder; LS381 when two labels do not share
@@ -36,19 +39,23 @@ def score(prediction: Path, reference: Path, progress: Progress | None = None) -
             there is nothing to score.
     """
     pairs = list(_pairs(prediction, reference))
-    scores = []
+    scores, cases = [], []
     for done, pair in enumerate(pairs):
         if progress:
             progress(done, len(pairs), stem(pair[1].name))
-        scores.append(_score(*pair))
-    return {"cases": [one.record() for one in scores], "summary": summarise(scores)}
+        found, flags = _score(*pair)
+        scores.append(found)
+        cases.append({**found.record(), "flags": flags})
+    return {"cases": cases, "summary": summarise(scores)}
 
 
-def _score(prediction: Path, reference: Path) -> CaseScore:
+def _score(prediction: Path, reference: Path) -> tuple[CaseScore, list[str]]:
     predicted, truth = read_nifti(prediction), read_nifti(reference)
     _check_same_grid(prediction.name, predicted, truth)
     name, spacing_mm = stem(reference.name), truth.header.grid.spacing_mm
-    return score_case(name, as_label(predicted), as_label(truth), spacing_mm)
+    note = note_in(predicted.header.raw)
+    flags = [flag for flag in SEEN_FLAGS if note == f"{NOTE}{flag}"]
+    return score_case(name, as_label(predicted), as_label(truth), spacing_mm), flags
 
 
 def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:

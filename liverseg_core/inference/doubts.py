@@ -27,6 +27,10 @@ LARGEST_MM = 250.0
 MARGIN = 1.5
 """How far volumes may lie beyond all that the model was trained and measured on, as a factor."""
 
+NOTE = "liverseg: "
+"""Begins the note in a label file."""
+SEEN_FLAGS = ("seen-in-training", "seen-in-validation")
+
 Doubts = dict[str, str]
 """Flag → what it says of this scan."""
 

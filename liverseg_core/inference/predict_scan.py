@@ -12,13 +12,14 @@ from liverseg_core.allocator import memory_kept
 from liverseg_core.cases.target import Target
 from liverseg_core.classes import CLASSES
 from liverseg_core.errors import LiversegError
+from liverseg_core.inference.doubts import NOTE, SEEN_FLAGS
 from liverseg_core.inference.inference import load_model
 from liverseg_core.inference.native_volume import native_volume, replacing, uncertainty
+from liverseg_core.inference.opened import open_path
 from liverseg_core.inference.predict import Watch, prepare, segment_scan
 from liverseg_core.inference.wanted import Wanted
 from liverseg_core.models.model import Model
-from liverseg_core.volumes.inflate import PIECE
-from liverseg_core.volumes.nifti import Scan, open_scan, write_label
+from liverseg_core.volumes.nifti import Scan, write_label
 from liverseg_core.volumes.nifti_header import NiftiHeader
 
 if TYPE_CHECKING:
@@ -43,25 +44,10 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
     """
     try:
         # A scan that is none is found before a model is loaded for it.
-        series = _series(wanted.scan) if wanted.scan.is_dir() else None
-        scan = series.open() if series else open_file(wanted.scan)
-        return _predict(wanted, scan, series, _loaded(model, device))
+        return _predict(wanted, *open_path(wanted.scan), _loaded(model, device))
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
         raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
-
-
-def open_file(path: Path) -> Scan:
-    """Open a NIfTI file, to be inflated as it is read.
-
-    Raises:
-        LiversegError: LS301 where there is no such file; LS311 to LS317 for what `open_scan` refuses.
-    """
-    try:
-        return open_scan(_pieces(path), path.stat().st_size, path.name)
-    except OSError as error:
-        what = f"{path}: {error.strerror}"
-        raise LiversegError("LS301", what, "a readable NIfTI file", "Check the path") from None
 
 
 @memory_kept()
@@ -77,19 +63,13 @@ def _predict(wanted: Wanted, scan: Scan, series: "Series | None", network: Model
                 watches.append(stack.enter_context(_watching(what, wanted, scan.header, prepared.target)))
         found = segment_scan(network, prepared, _all(watches))
         stored = found.stored()
-        write_label(part, stored, scan.header)
+        # Whoever scores the label later can't know it otherwise.
+        note = "".join(f"{NOTE}{flag}" for flag in found.doubts if flag in SEEN_FLAGS)
+        write_label(part, stored, scan.header, note)
         if series:
             files["seg"] = str(wanted.beside("seg"))
             series.write_seg(stack.enter_context(replacing(wanted.beside("seg"))), stored)
     return {**files, **found.findings, "flags": [*found.doubts], "remarks": found.remarks()}
-
-
-def _series(folder: Path) -> "Series":
-    from liverseg_core.inference.dicom_series import (
-        read_series,  # a second to import, for those who have DICOM
-    )
-
-    return read_series(folder)
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,9 +95,3 @@ def _all(watches: list[Watch]) -> Watch:
             one(z, plane)
 
     return watch
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield piece

@@ -1,6 +1,8 @@
 """A model's files in a folder: in a store, fetched from a registry, or copied to wherever under any name."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from liverseg_core.artifacts.artifact import MANIFEST, Artifact, parse_manifest, verify
@@ -26,16 +28,10 @@ def check_model(folder: Path) -> None:
     Raises:
         LiversegError: LS501 for a damaged manifest, LS502 for a file that is missing or changed.
     """
-    try:
+    with _not_ours_to_delete(folder):
         artifact = _artifact(folder)
         if artifact:  # safetensors know no checksum: a flipped bit would be another weight
             verify(artifact, only=FILES)
-    except LiversegError as error:
-        if _is_stored(folder):
-            raise
-        # It is not ours to delete, and no command makes it again.
-        remedy = "Copy the model's folder again, or name the model in its store or registry"
-        raise LiversegError(error.code, error.what, error.allowed, remedy) from None
 
 
 def renamed_from(folder: Path) -> str | None:
@@ -44,11 +40,24 @@ def renamed_from(folder: Path) -> str | None:
     Raises:
         LiversegError: LS501, as `check_model`.
     """
-    artifact = _artifact(folder)
+    with _not_ours_to_delete(folder):
+        artifact = _artifact(folder)
     if artifact is None or artifact.manifest["key"] == folder.absolute().name:
         return None
     key: str = artifact.manifest["key"]
     return key
+
+
+@contextlib.contextmanager
+def _not_ours_to_delete(folder: Path) -> Iterator[None]:
+    """What is not in a store no command makes again: another remedy."""
+    try:
+        yield
+    except LiversegError as error:
+        if _is_stored(folder):
+            raise
+        remedy = "Copy the model's folder again, or name the model in its store or registry"
+        raise LiversegError(error.code, error.what, error.allowed, remedy) from None
 
 
 def _artifact(folder: Path) -> Artifact | None:

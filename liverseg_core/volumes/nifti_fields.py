@@ -151,8 +151,18 @@ def qform(fields: Raw, layout: Layout) -> Affine:
     return affine
 
 
+def note_in(raw: bytes) -> str:
+    """The note that a header was written with, or what else stands in its place."""
+    fields, _ = LAYOUTS[len(raw)].fields(raw)
+    return bytes(fields["descrip"]).rstrip(b"\0").decode(errors="replace")
+
+
 def header_like(
-    raw: bytes, shape: tuple[int, ...], kind: type[np.unsignedinteger[Any]], slope: float = 1
+    raw: bytes,
+    shape: tuple[int, ...],
+    kind: type[np.unsignedinteger[Any]],
+    slope: float = 1,
+    note: str = "",
 ) -> tuple[bytes, np.dtype[Any]]:
     """What comes before the voxels of a file with the geometry of another, and nothing else of it.
 
@@ -161,6 +171,7 @@ def header_like(
         shape: Sizes along its axes, and maybe along a fourth.
         kind: Type of the voxels.
         slope: Stored value × slope = value.
+        note: Of at most 80 bytes, for whoever reads the file.
 
     Returns:
         These bytes, and how voxels are stored: in the other's byte order.
@@ -181,6 +192,7 @@ def header_like(
     fields["vox_offset"] = layout.size + 4
     for text in set(TEXTS) & set(layout.places):
         fields[text] = b""
+    fields["descrip"] = note.encode()
     for field in set(OF_THE_SCAN) & set(layout.places):
         fields[field] = 0
     return bytes(whole) + bytes(4), stored  # which say that no extensions follow

@@ -15,9 +15,8 @@ from mlflow.pyfunc import PythonModel
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference.predict import prepare, segment_scan
-from liverseg_core.inference.predict_scan import open_file
 from liverseg_core.models.model import WEIGHTS, Model, load_model
-from liverseg_core.volumes.nifti import Scan, open_scan, write_label
+from liverseg_core.volumes.nifti import Scan, open_nifti, open_scan, write_label
 
 FORMS = ("array", "nifti", "none")
 
@@ -87,7 +86,7 @@ def _scan(rows: list[Mapping[str, Any]]) -> Scan:
     given = [{name: value for name, value in row.items() if value is not None} for row in rows]
     match given:
         case [{"path": str(path), **rest}] if not rest:
-            return open_file(Path(path))
+            return open_nifti(Path(path))
         case [{"image": image, "affine": affine, **rest}] if not rest:
             voxels = np.asarray(image)
             # JSON knows neither int16 nor float32; NIfTI readers know no 64-bit integers.
