@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from liverseg_core.arrays import Spacing
+
 THICK_MM = 5.0
 """Thicker slices than in any scan of Task03_Liver blur small lesions away."""
 BODY_CM2 = (100.0, 2000.0)
@@ -17,6 +19,8 @@ BODY_CM2 = (100.0, 2000.0)
 LIVER_ML = (500.0, 4500.0)
 """With tumours: what a large resection leaves, and a massively enlarged liver; healthy adults have 1,000 to
 2,500 ml."""
+CUT_CM2 = 10.0
+"""Of liver on a face of the scan: what goes on beyond a smaller section is the tip of a dome."""
 MEDIAN_HU = (-200, 300)
 """Of what is brighter than −500 HU: between all fat and all contrast."""
 HIGHEST_P95_HU = 700
@@ -41,7 +45,7 @@ MEANING: Mapping[str, str] = {
     "odd-hu-offset": "no air near −1000 HU, or soft tissue far from 0: an offset such as 1024 may be missing",
     "no-liver": "the label has no liver voxel",
     "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
-    "liver-cut-off": "the labelled liver reaches the edge of the scan",
+    "liver-cut-off": f"{CUT_CM2:g} cm² of liver or more lie on a face of the scan: it goes on beyond",
     "tumour-outside-liver": "a labelled tumour touches no labelled liver",
     "duplicate-voxels": "another case has the same voxels",
 }
@@ -135,6 +139,18 @@ def volumes_ml(facts: Mapping[str, Any]) -> tuple[float, float] | None:
     return (liver + tumour) * voxel_ml, tumour * voxel_ml
 
 
+def edge_cm2(voxels: Sequence[int], spacing_mm: Spacing) -> float:
+    """The largest area that liver takes of a face of its scan.
+
+    Args:
+        voxels: On the two faces across z, then across y, then across x.
+        spacing_mm: Along x, y and z.
+    """
+    x, y, z = spacing_mm
+    faces_mm2 = (x * y, x * y, x * z, x * z, y * z, y * z)
+    return max(int(n) * mm2 for n, mm2 in zip(voxels, faces_mm2, strict=True)) / 100
+
+
 def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     """The flags of one case: what its header and label gave, then what its measures suggest."""
     yield from facts["flags"]
@@ -149,14 +165,10 @@ def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     volumes = volumes_ml(facts)
     if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
         yield "implausible-liver"
-    if volumes and any(_reaches_edge(box, facts["shape"]) for box in fingerprint.get("boxes", ())[1:] if box):
+    if volumes and facts["native_label"]["edge_cm2"] >= CUT_CM2:
         yield "liver-cut-off"
     if volumes and facts["native_label"]["tumours_outside_liver"]:
         yield "tumour-outside-liver"
-
-
-def _reaches_edge(box: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
-    return any(low == 0 or high == size for (low, high), size in zip(box, shape, strict=True))
 
 
 def _odd_offset(body: Mapping[str, Any] | None, share: float) -> bool:

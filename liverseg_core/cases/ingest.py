@@ -121,7 +121,7 @@ def _opened(
 def _facts(
     case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Fingerprint, survey: LabelSurvey
 ) -> Facts:
-    label = survey.facts() if case.label else None
+    label = survey.facts(target.source.spacing_mm) if case.label else None
     flags = [*header.flags]
     if label and label["voxels"][1] == 0:
         flags.append("no-liver")

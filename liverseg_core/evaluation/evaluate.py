@@ -138,10 +138,10 @@ def _flags(model: Model, case: Case, reference: Volume, labels: tuple[Label, Lab
         labels: The prediction before and after the rules for labels.
     """
     target = plan_target(reference.header, model.spec.ingest)
-    canonical = target.orientation.to_canonical(labels[1])
-    found = findings(canonical, target.source.spacing_mm)
-    after = parts_of(labels[1])
-    before = after if labels[0] is labels[1] else parts_of(labels[0])
+    spacing_mm = target.source.spacing_mm
+    ruleless, label = map(target.orientation.to_canonical, labels)
+    found, after = findings(label, spacing_mm), parts_of(label, spacing_mm)
+    before = after if labels[0] is labels[1] else parts_of(ruleless, spacing_mm)
     raised = doubts(case.facts, found, (before, after), model.known)
     return [flag for flag in raised if flag != "seen-in-validation"]
 

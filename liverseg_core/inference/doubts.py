@@ -11,9 +11,9 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from liverseg_core.arrays import Label
+from liverseg_core.arrays import Label, Spacing
 from liverseg_core.artifacts.artifact import Facts
-from liverseg_core.cases.data_report import MEANING, flags_of
+from liverseg_core.cases.data_report import MEANING, edge_cm2, flags_of
 from liverseg_core.cases.scan_identity import ScanIdentity
 from liverseg_core.inference.postprocess import bounding_box, counts, with_liver
 from liverseg_core.models.known_data import KnownData, SeenCase
@@ -42,16 +42,16 @@ class Parts:
     Args:
         voxels: Of classes 1 and 2 together, in the largest part and in the next.
         without_liver: How many parts hold no voxel of class 1: tumours that no liver adjoins.
-        cut_off: Whether the largest reaches the edge of the scan.
+        edge_cm2: How much of a face of the scan the largest takes.
     """
 
     voxels: tuple[int, int] = (0, 0)
     without_liver: int = 0
-    cut_off: bool = False
+    edge_cm2: float = 0.0
 
 
-def parts_of(label: Label) -> Parts:
-    """The parts of a label volume, whichever way its axes run."""
+def parts_of(label: Label, spacing_mm: Spacing) -> Parts:
+    """The parts of a label volume."""
     box = bounding_box(label > 0)
     if box is None:
         return Parts()
@@ -61,12 +61,12 @@ def parts_of(label: Label) -> Parts:
     largest = 1 + int(sizes.argmax())
     second = int(np.partition(sizes, -2)[-2]) if sizes.size > 1 else 0
     without = int(sizes.size - with_liver(inside, components, sizes.size + 1)[1:].sum())
-    cut_off = any(
-        at_edge and bool((components.take(end, axis) == largest).any())
-        for axis, (side, size) in enumerate(zip(box, label.shape, strict=True))
+    on_faces = [
+        int((components.take(end, axis) == largest).sum()) if at_edge else 0
+        for axis, (side, size) in reversed([*enumerate(zip(box, label.shape, strict=True))])
         for end, at_edge in ((0, side.start == 0), (-1, side.stop == size))
-    )
-    return Parts((int(sizes[largest - 1]), second), without, cut_off)
+    ]
+    return Parts((int(sizes[largest - 1]), second), without, edge_cm2(on_faces, spacing_mm))
 
 
 def doubts(scan: Facts, found: Mapping[str, Any], parts: tuple[Parts, Parts], known: KnownData) -> Doubts:
@@ -90,8 +90,6 @@ def _doubts(
         yield from _seen(known.seen.find(ScanIdentity(**identity)))
     for flag in flags_of(_as_labelled(scan, found, after)):
         yield flag, ""
-    if after.cut_off:
-        yield "liver-cut-off", "the liver reaches the edge of the scan"
     first, second = max(before, after, key=lambda one: one.voxels[1]).voxels
     if second > SECOND_PART * first:
         yield "several-livers", f"the label's second part is {second / first:.0%} of its first"
@@ -110,14 +108,10 @@ def _as_labelled(scan: Facts, found: Mapping[str, Any], parts: Parts) -> Facts:
         "voxels": (0, liver, tumour),
         "tumours": found["lesions"],
         "tumours_outside_liver": parts.without_liver,
+        "edge_cm2": parts.edge_cm2,
     }
     flags = [flag for flag in scan["flags"] if flag != "no-liver"] + ["no-liver"] * (not liver)
-    return {
-        **scan,
-        "native_label": label,
-        "flags": flags,
-        "fingerprint": {**scan["fingerprint"], "boxes": []},
-    }
+    return {**scan, "native_label": label, "flags": flags}
 
 
 def _seen(cases: Sequence[SeenCase]) -> Iterator[tuple[str, str]]:

@@ -87,9 +87,10 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
         LiversegError: LS524 when the network's outputs are no numbers.
     """
     ruleless = canonical_label(model, scan.image, scan.target, watch)
-    spacing_mm, before = scan.target.source.spacing_mm, parts_of(ruleless)
+    spacing_mm = scan.target.source.spacing_mm
+    before = parts_of(ruleless, spacing_mm)
     label = postprocess(ruleless, model.inference, spacing_mm)
-    after = before if label is ruleless else parts_of(label)
+    after = before if label is ruleless else parts_of(label, spacing_mm)
     found = findings(label, spacing_mm)
     return Segmented(label, scan.target, found, doubts(scan.facts, found, (before, after), model.known))
 
