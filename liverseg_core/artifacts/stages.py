@@ -7,7 +7,7 @@ MONAI = (("monai", "1.6.1"),)
 """Ours are its UNet and AHNet to the bit, and keys name it as when they were its own: what was trained then
 stays found."""
 
-INGEST = Stage("ingest", "cases", version=5, libraries=("numcodecs", "zarr"))
+INGEST = Stage("ingest", "cases", version=6, libraries=("numcodecs", "zarr"))
 SPLIT = Stage("split", "datasets", version=1)
 TRAIN = Stage("train", "models", version=2, libraries=NETWORK_LIBRARIES, equals=MONAI, resumable=True)
 EVALUATE = Stage(

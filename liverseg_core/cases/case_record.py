@@ -19,7 +19,7 @@ class CaseRecord:
     tumour: bool
     flagged: bool
     content: str
-    """Equal for two cases of equal voxels."""
+    """Equal for two cases of equal voxels as stored, whatever their headers say (see scan_identity.py)."""
 
 
 def record(key: str, facts: Facts) -> CaseRecord:
@@ -31,14 +31,16 @@ def record(key: str, facts: Facts) -> CaseRecord:
         labelled=facts["labelled"],
         tumour=fingerprint["voxels"][2] > 0,
         flagged=bool(facts["flags"]),
-        content=fingerprint["content"],
+        content=facts["identity"]["voxels"],
     )
 
 
 def case_recipe(case: CaseSource, config: IngestConfig) -> Recipe:
-    """What decides a stored case: the scan's and label's content, a corrected spacing, the ingest section."""
+    """What decides a stored case: the scan's and label's content, a corrected header, the ingest section."""
     label = case.label.digest if case.label else None
     inputs: dict[str, Any] = {"case": case.case, "image": case.image.digest, "label": label}
     if case.spacing_mm:  # in this case's key alone
         inputs["spacing_mm"] = list(case.spacing_mm)
+    if case.axes:
+        inputs["axes"] = case.axes
     return Recipe(INGEST, config.canonical(), inputs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from liverseg_core.arrays import Spacing
+from liverseg_core.cases.anatomy import lying
 
 THICK_MM = 5.0
 """Thicker slices than in any scan of Task03_Liver blur small lesions away."""
@@ -31,15 +32,27 @@ LEAST_AIR = 0.001
 NAMED = 5
 """How many of the cases with the same voxels a row names."""
 
+REMEDY = "in the override file (ingest.spacing_overrides)"
+AXES_REMEDY = f"look at its picture, and give its axes {REMEDY}"
+
 SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
 
 HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
 
 MEANING: Mapping[str, str] = {
-    "identity-affine": "the header says 1 × 1 × 1 mm without rotation, as where the true spacing was lost",
+    "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: give "
+    f"it {REMEDY}",
     "spacing-overridden": "the header's spacing was replaced by the override file's",
+    "axes-overridden": "the header's axes were replaced by the override file's",
+    "pixdim-disagrees": "the spacings of pixdim and affine differ by more than 1 %; the second is used: give "
+    f"the true one {REMEDY}",
     "no-orientation": "neither sform nor qform is set: left and right may be swapped",
     "qform-disagrees": "sform and qform place the scan differently; the sform is used",
+    "spine-in-front": f"bone lies in front of the body's middle: turned or mirrored; {AXES_REMEDY}",
+    "liver-on-the-left": "the liver seems to lie on the left, as in 1 patient of 10,000: turned or mirrored; "
+    f"{AXES_REMEDY}",
+    "lungs-below": f"lungs lie below the rest: head and feet are swapped; {AXES_REMEDY}",
+    "lies-across": f"no body lies along these axes as the header says; {AXES_REMEDY}",
     "thick-slices": f"voxels longer than {THICK_MM:g} mm",
     "implausible-body": f"mean cross-section of the body outside {BODY_CM2[0]:g} to {BODY_CM2[1]:g} cm²",
     "odd-hu-offset": "no air near −1000 HU, or soft tissue far from 0: an offset such as 1024 may be missing",
@@ -47,7 +60,7 @@ MEANING: Mapping[str, str] = {
     "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
     "liver-cut-off": f"{CUT_CM2:g} cm² of liver or more lie on a face of the scan: it goes on beyond",
     "tumour-outside-liver": "a labelled tumour touches no labelled liver",
-    "duplicate-voxels": "another case has the same voxels",
+    "duplicate-voxels": "another case has the same voxels, under whatever header: remove one of them",
 }
 """Flag → what it says, in the order in which they are shown."""
 
@@ -99,7 +112,8 @@ def describe(found: Iterable[Mapping[str, Any]]) -> list[CaseRow]:
             rows[name] = CaseRow(name, facts.get("labelled"), problem=facts["problem"])
         else:
             rows[name] = _row(facts)
-            same[facts["fingerprint"]["content"]].append(name)
+            if "identity" in facts:  # not in a case that an earlier version stored
+                same[facts["identity"]["voxels"]].append(name)
     for names in same.values():
         first = sorted(names)[: NAMED + 1]
         for name in names if len(names) > 1 else ():
@@ -162,10 +176,12 @@ def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "implausible-body"
     if _odd_offset(fingerprint["body_hu"], fingerprint["body_voxels"] / (x * y * z)):
         yield "odd-hu-offset"
+    else:  # anatomy is told by its HU
+        yield from lying(facts.get("anatomy"))
     volumes = volumes_ml(facts)
     if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
         yield "implausible-liver"
-    if volumes and facts["native_label"]["edge_cm2"] >= CUT_CM2:
+    if volumes and facts["native_label"].get("edge_cm2", 0) >= CUT_CM2:
         yield "liver-cut-off"
     if volumes and facts["native_label"]["tumours_outside_liver"]:
         yield "tumour-outside-liver"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int16, Int64, UInt8
 
 from liverseg_core.arrays import Positions, Shape
-from liverseg_core.cases.intensities import body_facts, intensity
+from liverseg_core.cases.intensity import body_facts, intensity
 from liverseg_core.classes import N_CLASSES
 
 ImageSlab = Int16[np.ndarray, "z y x"]

@@ -1,16 +1,19 @@
 """One case's way from the source's bytes to a stored case: inflate, orient, resample, write, slab by slab."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from liverseg_core.artifacts.artifact import Artifact, Facts
 from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.cases.anatomy import CoarseScan
 from liverseg_core.cases.case_record import case_recipe
 from liverseg_core.cases.case_writer import CaseWriter, slabs
 from liverseg_core.cases.fingerprint import Fingerprint
 from liverseg_core.cases.label_survey import LabelSurvey
 from liverseg_core.cases.memory import check_memory, ingest_bytes
+from liverseg_core.cases.scan_identity import ScanIdentifier, identifying
 from liverseg_core.cases.scans import open_scans
 from liverseg_core.cases.store import CHUNK, NATIVE_LABEL
 from liverseg_core.cases.target import Target, plan_target
@@ -55,10 +58,10 @@ def survey_case(case: CaseSource, config: IngestConfig, memory_limit: int | None
         LiversegError: As `ingest_case`, but for the store's codes.
     """
     image, label, target = _opened(case, config, memory_limit)
-    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
-    for slab in case_slabs(image, label, target, config, survey):
-        fingerprint.add(*slab)
-    return _facts(case, image.header, target, fingerprint, survey)
+    gathered = Gathered.empty(image, target, config)
+    for slab in case_slabs(image, label, target, config, gathered):
+        gathered.add(*slab)
+    return _facts(case, image.header, target, gathered)
 
 
 def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Target) -> int:
@@ -75,27 +78,55 @@ def memory_needed(case: CaseSource, image: Scan, label: Scan | None, target: Tar
 def _write(case: CaseSource, config: IngestConfig, folder: Path, memory_limit: int | None) -> Facts:
     image, label, target = _opened(case, config, memory_limit, folder / NATIVE_LABEL)
     writer = CaseWriter(folder, target.grid, labelled=label is not None)
-    survey, fingerprint = LabelSurvey(), Fingerprint(target.grid.shape, config.positions_per_class)
-    for slab in case_slabs(image, label, target, config, survey):
+    gathered = Gathered.empty(image, target, config)
+    for slab in case_slabs(image, label, target, config, gathered):
         writer.write_slab(*slab)
-        fingerprint.add(*slab)
-    facts = _facts(case, image.header, target, fingerprint, survey)
-    writer.finish(case.case, fingerprint.positions(), facts)
+        gathered.add(*slab)
+    facts = _facts(case, image.header, target, gathered)
+    writer.finish(case.case, gathered.fingerprint.positions(), facts)
     return facts
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What is learned of a case on its way: of planes as stored, and of slabs on the case's grid."""
+
+    identifier: ScanIdentifier
+    survey: LabelSurvey
+    fingerprint: Fingerprint
+    coarse: CoarseScan
+
+    @classmethod
+    def empty(cls, image: Scan, target: Target, config: IngestConfig) -> "Gathered":
+        """Before the first plane."""
+        return cls(
+            ScanIdentifier(image.header.shape[target.orientation.axes[2]]),
+            LabelSurvey(),
+            Fingerprint(target.grid.shape, config.positions_per_class),
+            CoarseScan(target.grid.shape, target.grid.spacing_mm),
+        )
+
+    def add(self, start: int, image: Any, label: Any) -> None:
+        """Take in the slab whose first plane is z = `start`."""
+        self.fingerprint.add(start, image, label)
+        self.coarse.add(start, image, label)
+
+
 def case_slabs(
-    image: Scan, label: Scan | None, target: Target, config: IngestConfig, survey: LabelSurvey
+    image: Scan, label: Scan | None, target: Target, config: IngestConfig, seeing: Gathered | None = None
 ) -> Iterator[tuple[int, Any, Any]]:
-    """The case's slabs as they fill: first plane, HU and classes; the label as stored passes the survey."""
+    """The case's slabs as they fill: first plane, HU and classes; planes as stored are seen on their way."""
     axes, flips, depth = target.orientation.axes, target.orientation.flips, target.grid.shape[2]
-    hu = resample_image(
-        stored_planes(image, axes, as_hu), target.source, target.grid, flips, config.interpolation
-    )
+    stored = stored_planes(image, axes, as_hu)
+    if seeing:
+        stored = identifying(stored, seeing.identifier)
+    hu = resample_image(stored, target.source, target.grid, flips, config.interpolation)
     image_slabs = slabs(hu, depth, flips[2])
     label_slabs: Iterable[tuple[int, Any]] = ((0, None) for _ in range(0, depth, CHUNK))
     if label:
-        classes = _surveyed(stored_planes(label, axes, as_classes), survey)
+        classes = stored_planes(label, axes, as_classes)
+        if seeing:
+            classes = _surveyed(classes, seeing.survey)
         voted = resample_label(classes, target.source, target.grid, config.label_interpolation, flips)
         label_slabs = slabs(voted, depth, flips[2])
     for (start, image_slab), (_, label_slab) in zip(image_slabs, label_slabs, strict=True):
@@ -118,10 +149,8 @@ def _opened(
     return image, label, target
 
 
-def _facts(
-    case: CaseSource, header: NiftiHeader, target: Target, fingerprint: Fingerprint, survey: LabelSurvey
-) -> Facts:
-    label = survey.facts(target.source.spacing_mm) if case.label else None
+def _facts(case: CaseSource, header: NiftiHeader, target: Target, gathered: Gathered) -> Facts:
+    label = gathered.survey.facts(target.source.spacing_mm) if case.label else None
     flags = [*header.flags]
     if label and label["voxels"][1] == 0:
         flags.append("no-liver")
@@ -134,8 +163,11 @@ def _facts(
         "native_spacing_mm": [round(value, 6) for value in header.grid.spacing_mm],
         "native_affine": header.affine.tolist(),
         "spacing_override_mm": case.spacing_mm and list(case.spacing_mm),
+        "axes_override": case.axes,
         "orientation": target.orientation.code,
         "native_label": label,
         "flags": flags,
-        "fingerprint": fingerprint.facts(),
+        "identity": asdict(gathered.identifier.identity()),
+        "anatomy": gathered.coarse.anatomy(),
+        "fingerprint": gathered.fingerprint.facts(),
     }

@@ -59,7 +59,7 @@ class LabelSurvey:
             "voxels": self.counts[:3].tolist(),
             "tumours": tumours,
             "tumours_outside_liver": tumours - touching,
-            "edge_cm2": edge_cm2(self.edges, spacing_mm),
+            "edge_cm2": edge_cm2(self.edges.tolist(), spacing_mm),
         }
 
 

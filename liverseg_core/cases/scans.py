@@ -17,7 +17,7 @@ from liverseg_core.volumes.nifti import Scan, open_scan
 
 
 def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan | None]:
-    """Open a case's scan and label at their corrected spacing, checked against each other.
+    """Open a case's scan and label with their headers corrected, checked against each other.
 
     Args:
         case: What to open.
@@ -28,11 +28,14 @@ def open_scans(case: CaseSource, keep: Path | None = None) -> tuple[Scan, Scan |
     """
     image = _open(case.image)
     label = _open(case.label, keep) if case.label else None
-    if case.spacing_mm:
-        image = replace(image, header=image.header.with_spacing(case.spacing_mm))
-        label = label and replace(label, header=label.header.with_spacing(case.spacing_mm))
+    image = _corrected(image, case)
+    label = label and _corrected(label, case)
     _check_match(image, label)
     return image, label
+
+
+def _corrected(scan: Scan, case: CaseSource) -> Scan:
+    return replace(scan, header=scan.header.corrected(case.spacing_mm, case.axes))
 
 
 def _open(member: Member, keep: Path | None = None) -> Scan:

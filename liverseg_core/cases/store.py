@@ -41,6 +41,7 @@ class Case:
         positions: Class → voxel indices for patch sampling; empty for an absent class.
         fingerprint: Intensity and size facts (see fingerprint.py).
         spacing_override_mm: Along the stored axes of the source's files, where their headers are wrong.
+        axes_override: Where those axes point, such as LPS, where their headers are wrong.
         facts: All that ingest stored of it.
     """
 
@@ -51,6 +52,7 @@ class Case:
     positions: Mapping[int, Positions]
     fingerprint: Mapping[str, Any]
     spacing_override_mm: Spacing | None = None
+    axes_override: str | None = None
     facts: Facts = field(default_factory=dict)
 
 
@@ -71,8 +73,8 @@ def open_case(folder: Path) -> Case:
         positions = {int(c): found for c, found in load_file(folder / POSITIONS).items()}
         z, y, x = image.shape
         grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
-        override = facts.get("spacing_override_mm")
-        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], override, facts)
+        overrides = facts.get("spacing_override_mm"), facts.get("axes_override")
+        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], *overrides, facts)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
 

@@ -47,8 +47,7 @@ def open_view(score: Mapping[str, Any], stored: Path, predictions: Path, ingest:
 
 
 def read_native(path: Path, case: Case) -> Volume:
-    """A label on the source's own voxels, whose header may be one that the case's spacing corrects."""
+    """A label on the source's own voxels, with its header corrected as the case's was."""
     volume = read_nifti(path)
-    if case.spacing_override_mm is None:
-        return volume
-    return replace(volume, header=volume.header.with_spacing(case.spacing_override_mm))
+    header = volume.header.corrected(case.spacing_override_mm, case.axes_override)
+    return replace(volume, header=header)

@@ -3,14 +3,14 @@ back, doubt.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from liverseg_core.arrays import Image, Label
 from liverseg_core.artifacts.artifact import Facts
-from liverseg_core.cases.scan_facts import scan_facts
+from liverseg_core.cases.scan_flags import anatomy_of, scan_facts
 from liverseg_core.cases.scan_identity import ScanIdentifier, identifying
 from liverseg_core.cases.target import Target, image_planes, plan_target
 from liverseg_core.inference.doubts import Doubts, doubts, parts_of
@@ -30,7 +30,7 @@ class Prepared:
     Args:
         image: HU.
         target: Where the scan's voxels went.
-        facts: From `scan_facts`.
+        facts: From `scan_facts`, and which scan it is.
     """
 
     image: Image
@@ -77,7 +77,8 @@ def prepare(model: Model, scan: Scan) -> Prepared:
     target = plan_target(scan.header, model.spec.ingest)
     identifier = ScanIdentifier(target.source.shape[2])
     image = read_image(scan, target, identifier)
-    return Prepared(image, target, scan_facts(scan.header, target, image, identifier.identity()))
+    facts = {**scan_facts(scan.header, target, image), "identity": asdict(identifier.identity())}
+    return Prepared(image, target, facts)
 
 
 def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Segmented:
@@ -92,7 +93,8 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
     label = postprocess(ruleless, model.inference, spacing_mm)
     after = before if label is ruleless else parts_of(label, spacing_mm)
     found = findings(label, spacing_mm)
-    return Segmented(label, scan.target, found, doubts(scan.facts, found, (before, after), model.known))
+    facts = {**scan.facts, "anatomy": anatomy_of(scan.target, scan.image, label)}
+    return Segmented(label, scan.target, found, doubts(facts, found, (before, after), model.known))
 
 
 def segment(model: Model, volume: Volume) -> Label:

@@ -106,6 +106,8 @@ class CaseSource:
     label: Member | None
     spacing_mm: Spacing | None = None
     """Along the stored axes, where the headers are wrong."""
+    axes: str | None = None
+    """Where the stored axes point, such as LPS, where the headers are wrong."""
 
 
 @dataclass(frozen=True)

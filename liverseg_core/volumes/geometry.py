@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32, Shaped
+from jaxtyping import Float32, Float64, Int32, Shaped
 
 from liverseg_core.arrays import Affine, Shape, Spacing
 from liverseg_core.errors import LiversegError
@@ -111,6 +111,23 @@ def canonical_orientation(affine: Affine) -> Orientation:
     x, y, z = axes
     fx, fy, fz = flips
     return Orientation((x, y, z), (fx, fy, fz))
+
+
+def directions(axes: str) -> Float64[np.ndarray, "3 3"]:
+    """Unit vectors in RAS+, a column each, of axes that point as three letters say, such as LPS.
+
+    Raises:
+        ValueError: They are not one of R and L, one of A and P, and one of S and I.
+    """
+    found = np.zeros((3, 3))
+    for column, letter in enumerate(axes):
+        canonical = max("RAS".find(letter), "LPI".find(letter))
+        if canonical < 0 or column > 2:
+            raise ValueError(f"{axes!r} names no three axes")
+        found[canonical, column] = 1 if letter in "RAS" else -1
+    if not np.array_equal(np.abs(found).sum(axis=1), [1, 1, 1]):
+        raise ValueError(f"{axes!r} names no three axes")
+    return found
 
 
 def resampled_grid(source: Grid, spacing_mm: Spacing) -> Grid:

@@ -13,12 +13,14 @@ import numpy as np
 
 from liverseg_core.arrays import Affine, Shape, Spacing
 from liverseg_core.errors import LiversegError
-from liverseg_core.volumes.geometry import MAX_VOXELS, Grid
+from liverseg_core.volumes.geometry import MAX_VOXELS, Grid, directions
 from liverseg_core.volumes.nifti_fields import LAYOUTS, OTHER_TYPES, TYPES, Layout, Raw, best_affine, qform
 
 SPACING_MM = (0.01, 100.0)
 MAX_EXTENSION = 1 << 26
 MAX_SHEAR = 0.01
+UNIT = 1e-4
+"""How far from 0 or 1 a number of an affine may be that was one of them before it was rounded."""
 REMEDY_HEADER = "Correct the header, or leave the case out"
 
 LOOKALIKES = (
@@ -58,11 +60,24 @@ class NiftiHeader:
         """The stored grid."""
         return Grid(self.shape, self.affine)
 
-    def with_spacing(self, spacing_mm: Spacing) -> "NiftiHeader":
-        """This header at another spacing along its stored axes: directions, origin and `raw` stay."""
-        affine = self.affine.copy()
-        affine[:3, :3] *= np.divide(spacing_mm, self.grid.spacing_mm)
-        return replace(self, affine=affine, flags=(*self.flags, "spacing-overridden"))
+    def corrected(self, spacing_mm: Spacing | None, axes: str | None) -> "NiftiHeader":
+        """This header where somebody knows better, without the doubts that this ends; origin and `raw` stay.
+
+        Args:
+            spacing_mm: Along the stored axes, or None: as it is.
+            axes: Where the stored axes point, such as LPS, or None: as they do.
+        """
+        affine, settled, told = self.affine.copy(), set[str](), []
+        if axes:
+            affine[:3, :3] = directions(axes) * self.grid.spacing_mm
+            settled |= {"no-orientation", "qform-disagrees"}
+            told.append("axes-overridden")
+        if spacing_mm:
+            affine[:3, :3] *= np.divide(spacing_mm, self.grid.spacing_mm)
+            settled |= {"identity-affine", "pixdim-disagrees"}
+            told.append("spacing-overridden")
+        open_still = [flag for flag in self.flags if flag not in settled]
+        return replace(self, affine=affine, flags=(*open_still, *told))
 
     @property
     def total_bytes(self) -> int:
@@ -151,8 +166,12 @@ def _flags(fields: Raw, layout: Layout, affine: Affine) -> Iterator[str]:
     sform, quaternion = int(fields["sform_code"]), int(fields["qform_code"])
     if sform <= 0 and quaternion <= 0:
         yield "no-orientation"
-    if np.array_equal(affine[:3, :3], np.eye(3)):
+    sizes = np.abs(affine[:3, :3])
+    if np.isclose(sizes, np.rint(sizes), rtol=0, atol=UNIT).all() and np.allclose(sizes.sum(axis=0), 1):
         yield "identity-affine"
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(np.abs(fields["pixdim"][1:4]), spacing, rtol=0.01, atol=0):
+        yield "pixdim-disagrees"
     if sform > 0 and quaternion > 0:
         try:
             agrees = np.allclose(qform(fields, layout), affine, atol=0.01)

@@ -14,10 +14,13 @@ from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.data_report import MEANING, describe
 from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.scan_flags import scan_flags
+from liverseg_core.cases.target import image_planes, plan_target
 from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import IngestConfig
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
 from liverseg_core.sources.source import open_source
+from liverseg_core.volumes.nifti import decode
 
 
 def surveyed(label: np.ndarray) -> dict[str, Any]:
@@ -96,7 +99,7 @@ PLACES = {
     "identity": ("RAS", (1, 1, 1), ["identity-affine", "implausible-body", "implausible-liver"]),
     "thick": ("LPS", (4, 4, 5.5), ["thick-slices"]),
     "5 mm, nearly": ("LPS", (4, 4, 5.000001), []),
-    "lying": ("PIR", (4, 4, 4), []),
+    "lying": ("PSL", (4, 4, 4), []),
     "too large": ("LPS", (12, 12, 4), ["thick-slices", "implausible-body", "implausible-liver"]),
 }
 
@@ -111,7 +114,7 @@ def test_flags_of_voxels(build: SimpleNamespace, tmp_path: Path, name: str) -> N
 def test_flags_of_place(build: SimpleNamespace, tmp_path: Path, name: str) -> None:
     code, spacing, expected = PLACES[name]
     parts = abdomen()
-    if code == "PIR":
+    if code == "PSL":
         parts = tuple(part.transpose(1, 2, 0) for part in parts)
     assert flags(build, tmp_path, parts, build.affine(code, spacing)) == expected
 
@@ -121,16 +124,27 @@ def flags(build: SimpleNamespace, folder: Path, parts: tuple, affine: np.ndarray
     packed = [
         None if part is None else build.zipped(build.nifti(part.astype(kind), affine)) for part, kind in kinds
     ]
-    facts = verify_case(build.case(folder, *packed), IngestConfig(spacing_mm=(4, 4, 4)))
+    config = IngestConfig(spacing_mm=(4, 4, 4))
+    facts = verify_case(build.case(folder, *packed), config)
     assert facts["problem"] is None
     (row,) = describe([facts])
     assert {*row.flags} <= MEANING.keys()
+    held = whole(parts, affine, config, build)
+    assert held == [flag for flag in row.flags if flag != "tumour-outside-liver"]
     return [*row.flags]
+
+
+def whole(parts: tuple, affine: np.ndarray, config: IngestConfig, build: SimpleNamespace) -> list[str]:
+    """The flags of the same scan when it is held whole, as a prediction holds it."""
+    volume = decode(build.nifti(parts[0].astype(np.int16), affine), "x")
+    target = plan_target(volume.header, config)
+    label = None if parts[1] is None else target.orientation.to_canonical(parts[1].astype(np.uint8))
+    return scan_flags(volume.header, target, np.stack(list(image_planes(volume, target))).T, label)
 
 
 def test_equal_voxels_under_several_names(build: SimpleNamespace, tmp_path: Path) -> None:
     image, label = (build.zipped(build.nifti(part, build.affine("LPS", (4, 4, 4)))) for part in abdomen())
-    other = build.zipped(build.nifti(abdomen()[0] + 1, build.affine("LPS", (4, 4, 4))))
+    other = build.zipped(build.nifti(abdomen()[0] + abdomen()[1], build.affine("LPS", (4, 4, 4))))
     cases = {"b": (image, label), "a": (image, None), "c": (other, label), "d": (b"<html>", None)}
     rows = describe([verify_case(build.case(tmp_path, *parts, name)) for name, parts in cases.items()])
     assert [(row.case, row.same_voxels_as, "duplicate-voxels" in row.flags) for row in rows] == [

@@ -113,6 +113,12 @@ BAD = {
     "0": HEADER + "b,1,0,1\n",
     "metres": HEADER + "b,1,1,1e3\n",
     "twice": HEADER + "b,1,1,1\nb,2,2,2\n",
+    "no axes": "case,x,y,z,axes\nb,1,1,1,north\n",
+    "axes twice": "case,x,y,z,axes\nb,1,1,1,LPL\n",
+    "two axes": "case,x,y,z,axes\nb,1,1,1,LP\n",
+    "axes nowhere": HEADER + "b,1,1,1,LPS\n",
+    "neither": "case,x,y,z,axes\nb,,,,\n",
+    "half a spacing": "case,x,y,z,axes\nb,1,,,LPS\n",
     "unknown": HEADER + "liver_28,1,1,1\n",
 }
 

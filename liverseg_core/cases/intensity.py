@@ -1,37 +1,26 @@
-"""What a histogram of HU says: how much of a scan is body, and how bright that is."""
+"""HU of a volume in a few numbers, from its histogram."""
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, Int64
+from jaxtyping import Int64
 
 BODY_HU = -500
 PERCENTILES = (0.5, 1, 5, 50, 95, 99, 99.5)
-LOWEST = int(np.iinfo(np.int16).min)
-PIECE = 1 << 22
-"""Voxels counted at a time: bincount widens to 64 bits."""
+LOWEST = np.iinfo(np.int16).min
 
 Histogram = Int64[np.ndarray, " 65536"]
-"""Voxels of each HU, from the lowest that int16 holds."""
-
-
-def histogram_of(image: Int16[np.ndarray, "..."]) -> Histogram:
-    """Count a volume that is held whole."""
-    flat = image.reshape(-1, order="A")
-    found = np.zeros(65536, np.int64)
-    for start in range(0, flat.size, PIECE):
-        found += np.bincount(flat[start : start + PIECE].view(np.uint16), minlength=65536)
-    return np.roll(found, -LOWEST)
+"""How many voxels have each HU, from `LOWEST` on."""
 
 
 def body_facts(histogram: Histogram) -> dict[str, Any]:
-    """`body_voxels`, of what is brighter than `BODY_HU`, and `body_hu`, its `intensity`."""
+    """How many voxels are brighter than `BODY_HU`, and their HU; plain JSON values."""
     body = np.where(np.arange(LOWEST, -LOWEST) > BODY_HU, histogram, 0)
     return {"body_voxels": int(body.sum()), "body_hu": intensity(body)}
 
 
 def intensity(histogram: Histogram) -> dict[str, Any] | None:
-    """Mean, standard deviation and `PERCENTILES`; None of nothing."""
+    """Mean, standard deviation and percentiles in HU; None for no voxels."""
     count = int(histogram.sum())
     if count == 0:
         return None
