@@ -62,7 +62,7 @@ class IngestConfig(Section):
     positions_per_class: PositiveInt = 2000
     """How many voxel positions of each class a case remembers for patch sampling."""
     spacing_overrides: Annotated[str | None, Field(exclude=True)] = None
-    """A CSV `case,x,y,z` in mm, or `case,x,y,z,axes` with letters such as LPS, that corrects wrong headers; in
+    """A CSV `case,x,y,z` in mm, maybe with `axes` such as LPS behind, that corrects wrong headers; in
     the keys of the cases it names alone."""
 
 

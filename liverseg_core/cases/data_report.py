@@ -40,8 +40,8 @@ SHOWN_PERCENTILES = ("p0.5", "p50", "p99.5")
 HEADINGS = ("case", "shape", "spacing mm", "axes", "body HU", "liver ml", "tumour ml", "tumours", "flags")
 
 MEANING: Mapping[str, str] = {
-    "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: give "
-    f"it {REMEDY}",
+    "identity-affine": "the header says 1 × 1 × 1 mm along the axes, as where the true spacing was lost: "
+    f"give it {REMEDY}",
     "spacing-overridden": "the header's spacing was replaced by the override file's",
     "axes-overridden": "the header's axes were replaced by the override file's",
     "pixdim-disagrees": "the spacings of pixdim and affine differ by more than 1 %; the second is used: give "

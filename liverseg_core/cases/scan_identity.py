@@ -3,7 +3,8 @@
 A scan that comes a second time under another name often comes with another header: mirrored, turned, its
 spacing, origin or rescale intercept lost. Its voxels stay, so two digests are taken of them alone:
 
-- `histogram`: how many voxels there are of each HU, and the sizes in ascending order;
+- `histogram`: how many voxels there are of each HU, of every second one along each axis, counted from both
+  ends, and the sizes in ascending order;
 - `voxels`: the sums of all voxels, each times a number for its place along each axis, one sum for each way
   to flip and permute the axes. A flip or a permutation of the scan permutes these sums, so their sorted list
   is the scan's whichever way it lies; that another scan has the same is no more likely than 1 in 2⁴⁸.
@@ -11,8 +12,8 @@ spacing, origin or rescale intercept lost. Its voxels stay, so two digests are t
 Being sums, they need one pass over the planes, from either end, and no second copy of a volume.
 
 HU are rounded to the nearest whole one (halves upwards), so that int16, floats and any slope of up to 1 HU
-give the same; fractions that a tool left in a scan are lost, as it should be. They count from the lowest
-voxel of the scan, since an intercept is a matter of the header, too.
+give the same; fractions that a tool left in a scan are lost, as it should be. They count from the lowest of
+those in the histogram, since an intercept is a matter of the header, too.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Shaped, UInt64
+from jaxtyping import Bool, Float64, Int64, Shaped, UInt64
 
 Plane = Shaped[np.ndarray, "y x"]
 
@@ -57,6 +58,7 @@ class ScanIdentifier:
         self.counts: Int64[np.ndarray, " 65536"] = np.zeros(65536, np.int64)
         self.axes: tuple[_Axis, ...] = ()
         self.sums: UInt64[np.ndarray, "z y x"] = np.zeros((0, 0, 0), np.uint64)
+        self.buffer: Float64[np.ndarray, "y x"] = np.empty((0, 0))
 
     def add(self, plane: Plane) -> None:
         """Take in the next plane: HU within int16, whole or not."""
@@ -64,13 +66,17 @@ class ScanIdentifier:
             shape = (self.depth, *plane.shape)
             self.axes = tuple(_axis(size, shape) for size in shape)
             self.sums = np.zeros([len(axis.weights) for axis in self.axes], np.uint64)
+            self.buffer = np.empty(plane.shape, np.float64)
         z, y, x = self.axes
         whole = _whole(plane)
-        np.add.at(self.counts, whole.reshape(-1).view(np.uint16), 1)
+        if z.counted[self.seen]:
+            some = whole[y.counted][:, x.counted]
+            np.add.at(self.counts, some.reshape(-1).view(np.uint16), 1)
+        self.buffer[:] = whole
         rows = np.zeros((len(whole), len(x.weights)), np.uint64)
         for start in range(0, whole.shape[1], PIECE):
-            piece = whole[:, start : start + PIECE].astype(np.float64)
-            rows += (piece @ x.exact[start : start + PIECE]).astype(np.int64).view(np.uint64)
+            part = np.s_[start : start + PIECE]
+            rows += (self.buffer[:, part] @ x.exact[part]).astype(np.int64).view(np.uint64)
         self.sums += z.weights[:, self.seen, None, None] * (y.weights @ rows)
         self.seen += 1
 
@@ -123,18 +129,22 @@ class _Axis:
         orders: Which place in the sorted shape, and whether backwards.
         weights: For each of them and each index along the axis.
         exact: The same, transposed, for BLAS.
+        counted: Whether the histogram has the voxels at an index.
     """
 
     orders: tuple[tuple[int, bool], ...]
     weights: UInt64[np.ndarray, "order n"]
     exact: Float64[np.ndarray, "n order"]
+    counted: Bool[np.ndarray, " n"]
 
 
 def _axis(size: int, shape: tuple[int, ...]) -> _Axis:
     ranks = [rank for rank, length in enumerate(sorted(shape)) if length == size]
     orders = tuple((rank, backwards) for rank in ranks for backwards in (False, True))
     weights = np.stack([_weights(rank, size)[:: -1 if backwards else 1] for rank, backwards in orders])
-    return _Axis(orders, weights, np.ascontiguousarray(weights.T.astype(np.float64)))
+    indices = np.arange(size)
+    counted = np.minimum(indices, indices[::-1]) % 2 == 0
+    return _Axis(orders, weights, np.ascontiguousarray(weights.T.astype(np.float64)), counted)
 
 
 def _weights(rank: int, size: int) -> UInt64[np.ndarray, " n"]:
