@@ -27,7 +27,7 @@ def watch() -> None:
     timed(predict, "postprocess", "rules and findings")
     timed(predict, "findings", "rules and findings")
     timed(predict.ScanIdentifier, "add", "doubts")
-    for name in ("scan_facts", "parts_of", "doubts"):
+    for name in ("scan_facts", "anatomy_of", "label_facts", "second_part", "doubts"):
         timed(predict, name, "doubts")
     timed(predict_scan, "write_label", "write")
     timed(predict_scan, "load_model", "load model")

@@ -17,7 +17,7 @@ from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.evaluation.case_view import open_view, read_native
 from liverseg_core.evaluation.measures import GROUPS, MEASURES, CaseScore, score_case, summarise
-from liverseg_core.inference.doubts import doubts, parts_of
+from liverseg_core.inference.doubts import doubts, label_facts, second_part
 from liverseg_core.inference.findings import findings
 from liverseg_core.inference.native_volume import replacing
 from liverseg_core.inference.postprocess import best_rules, postprocess, worth_of_rules
@@ -140,9 +140,10 @@ def _flags(model: Model, case: Case, reference: Volume, labels: tuple[Label, Lab
     target = plan_target(reference.header, model.spec.ingest)
     spacing_mm = target.source.spacing_mm
     ruleless, label = map(target.orientation.to_canonical, labels)
-    found, after = findings(label, spacing_mm), parts_of(label, spacing_mm)
-    before = after if labels[0] is labels[1] else parts_of(ruleless, spacing_mm)
-    raised = doubts(case.facts, found, (before, after), model.known)
+    found = findings(label, spacing_mm)
+    facts = {**case.facts, "native_label": label_facts(label, found, spacing_mm)}
+    second = max(second_part(one, spacing_mm) for one in (ruleless, label))
+    raised = doubts(facts, found, second, model.known)
     return [flag for flag in raised if flag != "seen-in-validation"]
 
 

@@ -5,7 +5,6 @@ A doubt says "look at this one". Bounds are wide, and in no key.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cc3d
@@ -15,11 +14,13 @@ from liverseg_core.arrays import Label, Spacing
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.data_report import MEANING, edge_cm2, flags_of
 from liverseg_core.cases.scan_identity import ScanIdentity
-from liverseg_core.inference.postprocess import bounding_box, counts, with_liver
+from liverseg_core.inference.postprocess import bounding_box, counts
 from liverseg_core.models.known_data import KnownData, SeenCase
 
 SECOND_PART = 0.1
 """Share of the largest part from which on another one is no crumb: a spleen taken for liver is more."""
+COARSE_MM = 2.0
+"""A part that such steps miss is no liver."""
 MOST_LESIONS = 75
 """As many as any patient of the LiTS challenge has (Bilic et al., 2023)."""
 LARGEST_MM = 250.0
@@ -35,64 +36,58 @@ Doubts = dict[str, str]
 """Flag → what it says of this scan."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """How a label of liver and tumours hangs together: its 6-connected parts.
+def label_facts(label: Label, found: Mapping[str, Any], spacing_mm: Spacing) -> Facts:
+    """What `liverseg_core.cases.label_survey` finds of a label, of a prediction.
 
     Args:
-        voxels: Of classes 1 and 2 together, in the largest part and in the next.
-        without_liver: How many parts hold no voxel of class 1: tumours that no liver adjoins.
-        edge_cm2: How much of a face of the scan the largest takes.
+        label: Canonical.
+        found: What `findings` says of it.
+        spacing_mm: Of its voxels.
     """
-
-    voxels: tuple[int, int] = (0, 0)
-    without_liver: int = 0
-    edge_cm2: float = 0.0
-
-
-def parts_of(label: Label, spacing_mm: Spacing) -> Parts:
-    """The parts of a label volume."""
-    box = bounding_box(label > 0)
-    if box is None:
-        return Parts()
-    inside = label[box]
-    components = cc3d.connected_components(inside > 0, connectivity=6)
-    sizes = counts(components)[1:]
-    largest = 1 + int(sizes.argmax())
-    second = int(np.partition(sizes, -2)[-2]) if sizes.size > 1 else 0
-    without = int(sizes.size - with_liver(inside, components, sizes.size + 1)[1:].sum())
-    on_faces = [
-        int((components.take(end, axis) == largest).sum()) if at_edge else 0
-        for axis, (side, size) in reversed([*enumerate(zip(box, label.shape, strict=True))])
-        for end, at_edge in ((0, side.start == 0), (-1, side.stop == size))
-    ]
-    return Parts((int(sizes[largest - 1]), second), without, edge_cm2(on_faces, spacing_mm))
+    voxel_ml = math.prod(spacing_mm) / 1000
+    tumour = round(found["tumour_ml"] / voxel_ml)
+    faces = [np.moveaxis(label, axis, 0)[end] for axis in (2, 1, 0) for end in (0, -1)]
+    return {
+        "voxels": [0, round(found["liver_ml"] / voxel_ml) - tumour, tumour],
+        "tumours": found["lesions"],
+        # more than can be are doubted anyway, and noise would cost as much as all the rest
+        "tumours_outside_liver": _outside(label) if 0 < found["lesions"] <= MOST_LESIONS else 0,
+        "edge_cm2": edge_cm2([int(np.count_nonzero(face)) for face in faces], spacing_mm),
+    }
 
 
-def doubts(scan: Facts, found: Mapping[str, Any], parts: tuple[Parts, Parts], known: KnownData) -> Doubts:
+def second_part(label: Label, spacing_mm: Spacing) -> float:
+    """The second of the label's parts as a share of the first, on voxels about `COARSE_MM` apart."""
+    x, y, z = (max(1, round(COARSE_MM / mm)) for mm in spacing_mm)
+    some = np.asfortranarray(label[::x, ::y, ::z] > 0)
+    sizes = np.sort(counts(cc3d.connected_components(some, connectivity=6))[1:])[::-1]
+    return float(sizes[1] / sizes[0]) if sizes.size > 1 else 0.0
+
+
+def doubts(scan: Facts, found: Mapping[str, Any], second: float, known: KnownData) -> Doubts:
     """What there is to doubt, in the order of importance to whoever reads the answer.
 
     Args:
-        scan: The facts of the scan; of a label in them nothing is used.
+        scan: The facts of the scan, with those of the prediction in the place of its label's.
         found: What `findings` says of the prediction.
-        parts: Of its label, before the rules for labels and after.
+        second: Its `second_part`, before the rules for labels or after, whichever is larger.
         known: What the model knows of data.
     """
-    return {flag: told or MEANING[flag] for flag, told in _doubts(scan, found, parts, known)}
+    return {flag: told or MEANING[flag] for flag, told in _doubts(scan, found, second, known)}
 
 
 def _doubts(
-    scan: Facts, found: Mapping[str, Any], parts: tuple[Parts, Parts], known: KnownData
+    scan: Facts, found: Mapping[str, Any], second: float, known: KnownData
 ) -> Iterator[tuple[str, str]]:
-    before, after = parts
     identity = scan.get("identity")
     if known.seen and identity:
         yield from _seen(known.seen.find(ScanIdentity(**identity)))
-    for flag in flags_of(_as_labelled(scan, found, after)):
+    none = [] if scan["native_label"]["voxels"][1] else ["no-liver"]
+    flags = [flag for flag in scan["flags"] if flag != "no-liver"] + none
+    for flag in flags_of({**scan, "flags": flags}):
         yield flag, ""
-    first, second = max(before, after, key=lambda one: one.voxels[1]).voxels
-    if second > SECOND_PART * first:
-        yield "several-livers", f"the label's second part is {second / first:.0%} of its first"
+    if second > SECOND_PART:
+        yield "several-livers", f"the label's second part is {second:.0%} of its first"
     lesions, largest_mm = found["lesions"], found["largest_diameter_mm"]
     if lesions > MOST_LESIONS or largest_mm > LARGEST_MM:
         yield "implausible-lesions", f"{lesions} lesions, up to {largest_mm:.0f} mm"
@@ -100,18 +95,19 @@ def _doubts(
         yield from _beyond(flag, name, found[f"{name}_ml"], known)
 
 
-def _as_labelled(scan: Facts, found: Mapping[str, Any], parts: Parts) -> Facts:
-    """The facts as they would be if the prediction were the scan's label."""
-    voxel_ml = math.prod(scan["native_spacing_mm"]) / 1000
-    liver, tumour = ((found["liver_ml"] - found["tumour_ml"]) / voxel_ml, found["tumour_ml"] / voxel_ml)
-    label = {
-        "voxels": (0, liver, tumour),
-        "tumours": found["lesions"],
-        "tumours_outside_liver": parts.without_liver,
-        "edge_cm2": parts.edge_cm2,
-    }
-    flags = [flag for flag in scan["flags"] if flag != "no-liver"] + ["no-liver"] * (not liver)
-    return {**scan, "native_label": label, "flags": flags}
+def _outside(label: Label) -> int:
+    """How many tumours touch no voxel of class 1 with a face."""
+    box = bounding_box(label == 2)
+    assert box is not None
+    around = label[tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)]
+    liver, tumour = around == 1, around == 2
+    near = np.zeros_like(liver)
+    for axis in range(3):
+        there, beside = np.moveaxis(near, axis, 0), np.moveaxis(liver, axis, 0)
+        there[1:] |= beside[:-1]
+        there[:-1] |= beside[1:]
+    components, count = cc3d.connected_components(tumour, connectivity=6, return_N=True)
+    return int(count - np.unique(components[near & tumour]).size)
 
 
 def _seen(cases: Sequence[SeenCase]) -> Iterator[tuple[str, str]]:

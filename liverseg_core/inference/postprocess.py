@@ -102,16 +102,6 @@ def counts(components: Shaped[np.ndarray, "x y z"]) -> Int64[np.ndarray, " n"]:
     return total
 
 
-def with_liver(
-    label: Label, components: Shaped[np.ndarray, "x y z"], count: int
-) -> Bool[np.ndarray, " count"]:
-    """Which of the components of a label hold a voxel of class 1."""
-    found = np.zeros(count, np.bool_)
-    for classes, piece in zip(_pieces(label), _pieces(components), strict=True):
-        found[piece[classes == 1]] = True
-    return found
-
-
 def _drop_parts(label: Label, settings: EvaluateConfig) -> Label:
     box = bounding_box(label > 0)
     if box is None:
@@ -123,7 +113,10 @@ def _drop_parts(label: Label, settings: EvaluateConfig) -> Label:
         keep[1:] = False
         keep[1 + np.argmax(sizes[1:])] = True
     if settings.tumour_inside_liver:
-        keep &= with_liver(label[box], components, sizes.size)
+        liver = np.zeros(sizes.size, np.bool_)
+        for classes, piece in zip(_pieces(label[box]), _pieces(components), strict=True):
+            liver[piece[classes == 1]] = True
+        keep &= liver
     keep[0] = True
     return _replaced(label, box, ~keep[components], 0)
 

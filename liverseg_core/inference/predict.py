@@ -13,7 +13,7 @@ from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.scan_flags import anatomy_of, scan_facts
 from liverseg_core.cases.scan_identity import ScanIdentifier, identifying
 from liverseg_core.cases.target import Target, image_planes, plan_target
-from liverseg_core.inference.doubts import Doubts, doubts, parts_of
+from liverseg_core.inference.doubts import Doubts, doubts, label_facts, second_part
 from liverseg_core.inference.findings import findings
 from liverseg_core.inference.inference import predict_planes
 from liverseg_core.inference.postprocess import postprocess
@@ -89,12 +89,12 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
     """
     ruleless = canonical_label(model, scan.image, scan.target, watch)
     spacing_mm = scan.target.source.spacing_mm
-    before = parts_of(ruleless, spacing_mm)
     label = postprocess(ruleless, model.inference, spacing_mm)
-    after = before if label is ruleless else parts_of(label, spacing_mm)
     found = findings(label, spacing_mm)
-    facts = {**scan.facts, "anatomy": anatomy_of(scan.target, scan.image, label)}
-    return Segmented(label, scan.target, found, doubts(facts, found, (before, after), model.known))
+    seconds = [second_part(one, spacing_mm) for one in ([label] if label is ruleless else [ruleless, label])]
+    of_label = label_facts(label, found, spacing_mm)
+    facts = {**scan.facts, "native_label": of_label, "anatomy": anatomy_of(scan.target, scan.image, label)}
+    return Segmented(label, scan.target, found, doubts(facts, found, max(seconds), model.known))
 
 
 def segment(model: Model, volume: Volume) -> Label:

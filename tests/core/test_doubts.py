@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from liverseg_core.cases.label_survey import LabelSurvey
+from liverseg_core.cases.scan_flags import anatomy_of
 from liverseg_core.cases.scan_identity import ScanIdentity, identify
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.doubts import Parts, doubts, parts_of
+from liverseg_core.inference.doubts import doubts, label_facts, second_part
 from liverseg_core.inference.findings import findings
-from liverseg_core.inference.predict import prepare
+from liverseg_core.inference.predict import Prepared, prepare
 from liverseg_core.models.known_data import (
     KnownData,
     Measured,
@@ -51,17 +52,21 @@ def patient() -> Patient:
 
 
 def doubted(
-    image: np.ndarray, label: np.ndarray, affine: np.ndarray, known: KnownData = NOTHING, **raw: Any
+    image: np.ndarray, label: np.ndarray, affine: np.ndarray, known: KnownData = NOTHING
 ) -> dict[str, str]:
     """What is doubted of a label of a scan."""
     data = nib.Nifti1Image(image, affine).to_bytes()
-    scan = prepare(MODEL, open_scan([data], len(data), "scan"))
-    canonical = np.asfortranarray(scan.target.orientation.to_canonical(label))
-    found = findings(canonical, scan.target.source.spacing_mm)
+    return of_prepared(prepare(MODEL, open_scan([data], len(data), "scan")), label, known)
+
+
+def of_prepared(scan: Prepared, label: np.ndarray, known: KnownData = NOTHING) -> dict[str, str]:
+    """What is doubted of a label, on the scan's own axes, as `segment_scan` finds it."""
     spacing_mm = scan.target.source.spacing_mm
-    after_rules = parts_of(canonical, spacing_mm)
-    before = parts_of(raw["raw"], spacing_mm) if raw else after_rules
-    return doubts(scan.facts, found, (before, after_rules), known)
+    canonical = np.asfortranarray(scan.target.orientation.to_canonical(label))
+    found = findings(canonical, spacing_mm)
+    anatomy = anatomy_of(scan.target, scan.image, canonical)
+    facts = {**scan.facts, "native_label": label_facts(canonical, found, spacing_mm), "anatomy": anatomy}
+    return doubts(facts, found, second_part(canonical, spacing_mm), known)
 
 
 @pytest.mark.parametrize("index", [1, 2, 3, 4])
@@ -76,17 +81,18 @@ def test_a_liver_cut_off_by_the_scan(patient: Patient) -> None:
     assert [*doubted(image[:, :, :middle], label[:, :, :middle], affine)] == ["liver-cut-off"]
 
 
-def test_parts() -> None:
-    spacing_mm = (1, 2, 3)
+def test_the_second_part() -> None:
     label = np.zeros((20, 20, 20), np.uint8)
-    assert parts_of(label, spacing_mm) == Parts()
+    assert second_part(label, (2, 2, 2)) == 0
     label[2:12, 2:12, 2:12] = 1
     label[4:6, 4:6, 4:6] = 2  # inside
-    label[14:16, 2:4, 2:4] = 2  # alone
-    label[12, 12, 12] = 1  # touches at a corner only
-    assert parts_of(label, spacing_mm) == Parts((1000, 8), without_liver=1)
-    label[17:20, 17:20, 17:20] = 1  # at the edge, but not the largest
-    assert parts_of(label, spacing_mm) == Parts((1000, 27), without_liver=1)
+    assert second_part(label, (2, 2, 2)) == 0
+    label[12:18, 12:16, 12:20] = 1  # touches at a corner only
+    for spacing_mm in ((2, 2, 2), (1, 1, 1)):
+        assert second_part(label, spacing_mm) == pytest.approx(0.192)
+    label[11, 12, 12] = 2
+    label[11, 11, 12] = 2
+    assert second_part(label, (2, 2, 2)) == 0
 
 
 @pytest.mark.parametrize(("axis", "mm2"), [(0, 6), (1, 3), (2, 2)])
@@ -97,22 +103,37 @@ def test_what_lies_on_a_face(axis: int, mm2: float, end: int) -> None:
     label[4:12, 4:12, 4:12] = 1
     face = np.moveaxis(label, axis, 0)
     face[slice(0, 4) if end == 0 else slice(12, None), 5:7, 5:8] = 2
+    assert alike(label)["edge_cm2"] == 6 * mm2 / 100
+
+
+def alike(label: np.ndarray) -> dict[str, Any]:
+    """What is known of a label, which is the same for one that is surveyed and one that is predicted."""
     survey = LabelSurvey()
     for plane in label.T:
         survey.add(np.ascontiguousarray(plane))
-    assert parts_of(label, (1, 2, 3)).edge_cm2 == survey.facts((1, 2, 3))["edge_cm2"] == 6 * mm2 / 100
+    found = survey.facts((1, 2, 3))
+    predicted = label_facts(label, findings(label, (1, 2, 3)), (1, 2, 3))
+    assert {**found, "voxels": [0, *found["voxels"][1:]]} == predicted
+    return predicted
 
 
-def test_two_livers_before_the_rules_and_after(patient: Patient) -> None:
+@pytest.mark.parametrize("density", [0.002, 0.005, 0.01])
+def test_tumours_outside_the_liver(density: float) -> None:
+    rng = np.random.default_rng(int(1000 * density))
+    label = np.asfortranarray(rng.choice(3, (20, 18, 16), p=[0.8 - density, 0.2, density]).astype(np.uint8))
+    assert alike(label)["tumours_outside_liver"] > 0
+    label[:] = 0
+    label[0, 0, 0] = 2
+    assert alike(label)["tumours_outside_liver"] == 1
+
+
+def test_two_livers(patient: Patient) -> None:
     image, label, affine = patient
     two = label.copy()
-    x = int(np.nonzero(label)[0].min())
-    crumb = two[:2, :2, :2]
-    crumb[:] = 1
+    two[:2, :2, :2] = 1  # a crumb
     assert [*doubted(image, two, affine)] == []
-    two[: max(1, x - 1)] = 1
+    two[: max(1, int(np.nonzero(label)[0].min()) - 1)] = 1
     assert "several-livers" in doubted(image, two, affine)
-    assert "several-livers" in doubted(image, label, affine, raw=two)
 
 
 def test_lesions_too_many_or_too_large(patient: Patient) -> None:
@@ -235,8 +256,6 @@ REAL = {
 def test_real_scans_that_are_good(name: str, real_data: Path) -> None:
     label, flags = REAL[name]
     scan = prepare(MODEL, open_nifti(real_data / name))
-    orientation, source = scan.target.orientation, scan.target.source
-    stored = as_label(read_nifti(real_data / label)) if label else np.zeros(source.shape, np.uint8)
-    canonical = np.asfortranarray(orientation.to_canonical(stored) if label else stored)
-    found, parts = findings(canonical, source.spacing_mm), parts_of(canonical, source.spacing_mm)
-    assert " ".join(doubts(scan.facts, found, (parts, parts), NOTHING)) == flags
+    shape = scan.target.orientation.from_canonical(np.empty(scan.target.source.shape, np.uint8)).shape
+    truth = as_label(read_nifti(real_data / label)) if label else np.zeros(shape, np.uint8)
+    assert " ".join(of_prepared(scan, truth)) == flags
