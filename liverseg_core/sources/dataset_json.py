@@ -13,8 +13,8 @@ from liverseg_core.sources.files import File
 
 LISTING_LIMIT = 1 << 26
 """dataset.json of 100,000 cases is 10 MB."""
-TUMOURS = r"(cancer|tumou?r|lesion|metastas[ie]s|hcc|carcinoma|neoplasm|malignancy)s?"
-MORE = r"liver|hepatic|hepatocellular|focal|malignant|primary|secondary|or|and|s"
+TUMOURS = r"(cancer|tumou?r|lesion|met|mass|nodule|hcc|icc|carcinoma|neoplasm)(e?s)?|metastas[ie]s"
+MORE = r"liver|hepatic|hepatocellular|focal|malignant|primary|secondary|or|and|e?s"
 """What class 2 may be called: at least one of the former words, and none but these."""
 
 

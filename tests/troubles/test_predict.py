@@ -17,16 +17,20 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.commands.scan_paths import label_paths, scans_of
+from flows.console import dice_table
 from liverseg_core.artifacts.artifact import Recipe
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.stages import TRAIN
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.inference.opened import identify_path
+from liverseg_core.models.known_data import SeenCase, SeenCases, write_seen
 from liverseg_core.models.model import ModelSpec, save_model
 from liverseg_core.models.networks import build_network
 from liverseg_core.phantom.case import phantom_case
 from liverseg_core.sources.source import open_source
+from liverseg_core.words import counted
 
 ROWS: dict[str, tuple[str, str]] = {
     "1.1": (
@@ -37,6 +41,8 @@ ROWS: dict[str, tuple[str, str]] = {
     "1.9": ("names that end in capitals", "read alike, written in small letters"),
     "1.10": ("class 2 is a spleen", "refused, with the field named"),
     "2.6": ("a bad scan and a bad series in a batch", "the others are done, these named, exit 8"),
+    "4: header": ("a scan whose header says how to show its values", "its label's header says nothing of it"),
+    "4: one case": ("a single validation case", "1 validation case"),
     "2.9": ("a model's folder copied under another name", "predicts, and is said to be a copy"),
 }
 """Row → what is given, what is right."""
@@ -339,7 +345,7 @@ def test_class_2_is_a_tumour(dataset: Callable[..., Path], name: str) -> None:
     assert repr(name) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["cancer", "Tumour", "liver tumor", "Lesions", "hepatic_metastases", "HCC"])
+@pytest.mark.parametrize("name", ["cancer", "Tumour", "liver tumor", "hepatic_metastases", "HCC", "mass(es)"])
 def test_what_class_2_may_be_called(dataset: Callable[..., Path], name: str) -> None:
     assert open_source(str(dataset(**{"2": name}))).cases
 
@@ -380,3 +386,61 @@ def test_a_copied_model_predicts(scan: Path, tmp_path: Path) -> None:
         said = run("predict", scan, "--model", copy, "-o", tmp_path / "label.nii.gz")
         assert said.error.startswith(("LS501", "LS502")), name
         assert "Delete" not in said.error
+
+
+def test_a_scan_that_trained_the_model_is_said_to_have(
+    patient: tuple[np.ndarray, ...], scan: Path, tmp_path: Path
+) -> None:
+    """By `seen`, by `predict`, and by `score`, which gets nothing but the label; under any header."""
+    model = tmp_path / "known"
+    model.mkdir()
+    made_model(model)
+    write_seen(model, SeenCases(cases=(SeenCase(case="a", role="training", identity=identify_path(scan)),)))
+    other, label = tmp_path / "other.nii.gz", tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(patient[0][:, ::-1].transpose(2, 0, 1).copy(), np.eye(4)), other)
+    asked = json.loads(run("seen", model, scan, other, "--json").out)
+    assert [[case["case"] for case in one["seen"]] for one in asked] == [["a"], ["a"]]
+    said = run("predict", other, "--model", model, "-o", label)
+    assert "seen-in-training" in said.out
+    assert "this scan trained the model, as case a" in said.err
+    assert nib.load(label).header["descrip"].item() == b"liverseg: seen-in-training"
+    scored = run("score", label, label, "--json")
+    assert json.loads(scored.out)["cases"][0]["flags"] == ["seen-in-training"]
+    assert "seen-in-training" in run("score", label, label).err
+
+
+@pytest.mark.trouble("4: header")
+def test_a_label_keeps_nothing_but_geometry(
+    patient: tuple[np.ndarray, ...], model: Path, tmp_path: Path
+) -> None:
+    """How to show the scan's values, what they are and when its slices were taken is not so of its label."""
+    wrong = {"cal_min": -150, "cal_max": 250, "intent_code": 1001, "intent_p1": 3, "toffset": 2}
+    wrong |= {"slice_code": 1, "slice_end": 31, "slice_duration": 0.5, "dim_info": 57, "descrip": b"Mr Smith"}
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        image = kind(patient[0], patient[2])
+        image.set_qform(patient[2], 1)
+        for field, value in wrong.items():
+            image.header[field] = value
+        nib.save(image, tmp_path / "scan.nii.gz")
+        out = tmp_path / "out"
+        asked = ("predict", tmp_path / "scan.nii.gz", "--model", model, "-o", out, "--uncertainty")
+        assert run(*asked).code == 0
+        for path in out.iterdir():
+            written = nib.load(path)
+            assert {field: written.header[field].item() for field in wrong} == dict.fromkeys(wrong, 0) | {
+                "descrip": b""
+            }
+            assert np.array_equal(written.get_qform(), nib.load(tmp_path / "scan.nii.gz").get_qform())
+
+
+@pytest.mark.trouble("4: one case")
+def test_one_case_is_one() -> None:
+    assert [counted(n, "validation case") for n in (0, 1, 2)] == [
+        "0 validation cases",
+        "1 validation case",
+        "2 validation cases",
+    ]
+    policies = {"nan": dict.fromkeys(("mean", "median", "sd")), "lits": {"mean": 1}, "pooled": {"mean": 1}}
+    groups = ("liver", "liver_only", "tumour")
+    summary = {"cases": 1, **{group: {"policies": policies} for group in groups}}
+    assert dice_table(summary).title == "Native-space Dice, 1 validation case"
