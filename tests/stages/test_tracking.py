@@ -283,6 +283,9 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
         pd.DataFrame([{"path": str(path)}]),
     ):
         assert (loaded.predict(same) == by_path).all()
+    told = loaded.predict({"path": str(path)}, {"labels": "none", "volumes": True})
+    assert told.keys() == {"flags", "remarks", "volumes"}
+    assert "odd-hu-offset" in told["flags"], "there is no air"
     with pytest.raises(LiversegError, match="LS292"):
         loaded.predict({"image": image})
     with pytest.raises(Exception, match="Incompatible input types for column path"):
