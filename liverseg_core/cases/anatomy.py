@@ -28,12 +28,14 @@ BONE_HU, DENSE_HU = 300, 800
 SOLID_HU, DEEP_MM = (0, 220), 20.0
 """Half the edge of a cube that fits into the liver, and hardly into muscle, kidneys or bowel."""
 LUNG_HU = (-970, -600)
-LEAST_ML = {"body": 200.0, "bone": 0.3, "solid": 50.0, "lungs": 10.0, "liver": 20.0}
+LEAST_ML = {"body": 50.0, "bone": 0.3, "solid": 50.0, "lungs": 10.0, "liver": 20.0}
 LEAST_SHARE = 0.05
 """Less of it says nothing; less than that may do where it is so much of the body, in a few slices."""
 
 WHOLE, CUT = 0.25, 0.35
 """Shares of the largest section, in the end planes of an axis, of a body that ends there and that goes on."""
+PADDED_MM = 10.0
+"""Above and below, planes of air may have been added."""
 NARROW = 0.85
 """Width against depth; of patients 1.1 to 1.7."""
 IN_FRONT_MM, ASIDE_MM = 10.0, 20.0
@@ -86,7 +88,7 @@ def measure(image: Coarse, liver: Mask, spacing_mm: Steps) -> dict[str, Any] | N
         spacing_mm: Between them.
 
     Returns:
-        `cut`: for each axis the share of the body's largest section in the emptier end plane; `wide`: its
+        `cut`: for each axis the share of the body's largest section at the emptier end; `wide`: its
         width against its depth. Against its middle, None where there is too little of it: `bone_mm`, to the
         right and to the front; `solid_right_mm` and `liver_right_mm`; `lungs_above`, a share of the height.
     """
@@ -118,7 +120,7 @@ def measure(image: Coarse, liver: Mask, spacing_mm: Steps) -> dict[str, Any] | N
 
     bone = [away("bone", 0), away("bone", 1)]
     return {
-        "cut": [_cut(_profile(body, axis)) for axis in range(3)],
+        "cut": [_cut(body, 0, 1), _cut(body, 1, 1), _cut(body, 2, math.ceil(PADDED_MM / spacing_mm[2]))],
         "wide": round(_spread(body, 0, spacing_mm) / _spread(body, 1, spacing_mm), 3),
         "bone_mm": None if "bone" not in places else bone,
         "solid_right_mm": away("solid", 0),
@@ -169,8 +171,9 @@ def _spread(weight: Coarse, axis: int, spacing_mm: Steps) -> float:
     return math.sqrt(profile @ off**2 / profile.sum() + 1 / 12) * spacing_mm[axis]
 
 
-def _cut(profile: Float64[np.ndarray, " n"]) -> float:
-    return round(float(min(profile[0], profile[-1]) / profile.max()), 3)
+def _cut(body: Mask, axis: int, planes: int) -> float:
+    profile = _profile(body, axis)
+    return round(float(min(profile[:planes].max(), profile[-planes:].max()) / profile.max()), 3)
 
 
 def _mean_around(

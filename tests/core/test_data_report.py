@@ -96,7 +96,11 @@ CHANGES = {
     "unlabelled": (lambda i, v: (i, None), []),
 }
 PLACES = {
-    "identity": ("RAS", (1, 1, 1), ["identity-affine", "implausible-body", "implausible-liver"]),
+    "identity": (
+        "RAS",
+        (1, 1, 1),
+        ["identity-affine", "implausible-body", "liver-on-the-left", "implausible-liver"],
+    ),
     "thick": ("LPS", (4, 4, 5.5), ["thick-slices"]),
     "5 mm, nearly": ("LPS", (4, 4, 5.000001), []),
     "lying": ("PSL", (4, 4, 4), []),

@@ -74,13 +74,18 @@ def test_everything_is_measured_at_the_corrected_spacing(
     assert row.liver_ml == pytest.approx(reference_ml, abs=0.005)
 
 
+@pytest.mark.parametrize("axes", [None, "PIR", "RAS"])
 def test_evaluation_has_true_millimetres_and_predictions_their_scan_s_header(
-    build: SimpleNamespace, source: Source, table: Path, tmp_path: Path
+    build: SimpleNamespace, source: Source, table: Path, tmp_path: Path, axes: str | None
 ) -> None:
+    if axes:
+        table.write_text(f"case,x,y,z,axes\nb,1.5,2,2.5,{axes}\n")
     case = override_spacings(source, str(table)).cases[1]
     config = IngestConfig(spacing_mm=(2, 2, 2))
     stored = ingest_case(case, config, LocalStore(tmp_path / "store"))
-    assert open_case(stored.path).spacing_override_mm == list(TRUE)
+    opened = open_case(stored.path)
+    assert (opened.spacing_override_mm, opened.axes_override) == (list(TRUE), axes)
+    assert stored.facts["orientation"] == (axes or "LAS")
     network = NetworkConfig(channels=(2, 4), residual_units=0)
     spec = ModelSpec(
         network=network, activation="softmax", patch_size=(16, 16, 16), window_hu=(-100, 100), ingest=config,
