@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from flows.commands import data, health, models, predict, report, retrain, stages
+from flows.commands import data, health, models, predict, report, retrain, seen, stages
 from flows.console import plain, show_anyhow
 from liverseg_core.errors import ExitCode, Interrupted, LiversegError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="From liver CTs to a registered segmentation model. Research software, not a medical device.",
     epilog="--debug with any command shows the traceback of an error.",
 )
-for group in (data, stages, retrain, predict, models, report, health):
+for group in (data, stages, retrain, predict, seen, models, report, health):
     group.add_to(app)
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from flows.run_report import RunReport
 from liverseg_core.classes import GROUP_NAMES
+from liverseg_core.words import counted
 from tasks.context import Report
 
 TALK = Console(stderr=True, highlight=False)
@@ -108,7 +109,8 @@ class _BarReport:
 
 def dice_table(summary: Mapping[str, Any]) -> Table:
     """Mean Dice by class under the three policies for classes that neither label has."""
-    table = Table(title=f"Native-space Dice, {summary['cases']} validation cases", title_justify="left")
+    cases = counted(summary["cases"], "validation case")
+    table = Table(title=f"Native-space Dice, {cases}", title_justify="left")
     for heading in ("", *DICE_COLUMNS):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in dice_rows(summary):

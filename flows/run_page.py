@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.console import DICE_COLUMNS, dice_rows
 from flows.order import Stages
 from flows.run_report import not_insisting
+from liverseg_core.words import counted
 from tasks.context import Context, Record
 from tasks.ensemble import Fold
 from tasks.registry.report_reference import PAGE
@@ -47,7 +48,7 @@ def show_model(made: Fold, version: Record) -> None:
 
     summary, name = made.evaluation["summary"], f"{version['name']} version {version['version']}"
     rows = [dict(zip(("class", *DICE_COLUMNS), row, strict=True)) for row in dice_rows(summary)]
-    about = f"Native-space Dice of {name}, {summary['cases']} validation cases"
+    about = f"Native-space Dice of {name}, {counted(summary['cases'], 'validation case')}"
     aliases = ", ".join(version["aliases"]) or "none"
     keys = {"data": made.dataset["key"], "model": made.model["key"], "evaluation": made.evaluation["key"]}
     lines = [f"# {name}", "", version["reason"], "", f"- aliases: {aliases}"]

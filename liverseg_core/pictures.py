@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from liverseg_core.arrays import Image, Label, Shape, Spacing
 from liverseg_core.classes import GROUP_NAMES
+from liverseg_core.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +120,7 @@ def dice_plot_png(path: Path, per_case: Mapping[str, Mapping[str, float]]) -> No
     axes.set_xlim(-0.45, max(len(groups), 1) - 0.25)
     axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.3) / 10), 1.005)
     axes.set_xticks(range(len(groups)), names, color=INK)
-    axes.set_title(f"Dice by case, {len(per_case)} cases", color=INK, fontsize=12, loc="left")
+    axes.set_title(f"Dice by case, {counted(len(per_case), 'case')}", color=INK, fontsize=12, loc="left")
     axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
     axes.grid(axis="y", color="#33333c", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.stages import EVALUATE, POOL, TRAIN, UNITE
+from liverseg_core.words import counted
 from tasks.context import Context, Record
 from tasks.stage import stage_task
 
@@ -51,7 +52,7 @@ def ensemble(context: Context, folds: Sequence[Fold]) -> Record:
 
     evaluation = produce(context.store, Recipe(POOL, config.canonical(), inputs), pool)
     cached = model.cached and evaluation.cached
-    context.report.finished("ensemble", f"{len(folds)} folds, model {model.key[:12]}", cached)
+    context.report.finished("ensemble", f"{counted(len(folds), 'fold')}, model {model.key[:12]}", cached)
     validation = [case for fold in folds for case in fold.dataset["validation"]]
     dataset = {
         "dataset": folds[0].dataset["dataset"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from liverseg_core.artifacts.artifact import Facts, Recipe
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.stages import EVALUATE, TRAIN
+from liverseg_core.words import counted
 from tasks.context import Context, Record, fetch_cases
 from tasks.stage import stage_task
 
@@ -31,7 +32,7 @@ def evaluate(context: Context, dataset: Record, model: Record) -> Record:
         return {**facts, "device": device_name(network.device)}
 
     artifact = produce(context.store, recipe, make)
-    context.report.finished("evaluate", f"{len(validation)} validation cases", artifact.cached)
+    context.report.finished("evaluate", counted(len(validation), "validation case"), artifact.cached)
     place = context.store.place(artifact)
     return {"key": artifact.key, "path": place, "cached": artifact.cached, **artifact.facts}
 

@@ -12,6 +12,7 @@ from liverseg_core.artifacts.produce import Store, produce
 from liverseg_core.artifacts.stages import EVALUATE, INGEST, REGISTER, TRAIN
 from liverseg_core.config import TrainConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.words import counted
 from tasks.context import Context, Record
 from tasks.evaluate import evaluate
 from tasks.registry.promotion import Measured, Seen
@@ -64,8 +65,8 @@ def register(context: Context, dataset: Record, model: Record, evaluation: Recor
             ),
             tags={
                 "liverseg.dataset": dataset["dataset"],
-                "liverseg.cases": f"{len(dataset['training'])} training and {len(dataset['validation'])} "
-                f"validation cases",
+                "liverseg.cases": f"{len(dataset['training'])} training and "
+                f"{counted(len(dataset['validation']), 'validation case')}",
                 "liverseg.recipe": _recipe_line(settings.train, len(trained)),
                 "liverseg.data_key": dataset["key"],
                 "liverseg.model_key": model["key"],

@@ -2,18 +2,21 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from liverseg_core.artifacts.artifact import Facts, Recipe, digest_json
-from liverseg_core.artifacts.produce import produce
-from liverseg_core.artifacts.stages import TRAIN
+from liverseg_core.artifacts.produce import Store, produce
+from liverseg_core.artifacts.stages import INGEST, TRAIN
 from liverseg_core.errors import Interrupted, LiversegError
 from tasks.context import Context, Record, fetch_cases
 from tasks.registry.model_reference import resolve_model, weights_digest
 from tasks.stage import stage_task
+
+if TYPE_CHECKING:
+    from liverseg_core.models.known_data import SeenCase
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class _Making:
 def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     context.report.progress("train", 0, context.settings.train.steps)
     # torch, torchio and mlflow take seconds to import: a cached rerun never pays for them
+    from liverseg_core.models.known_data import after, write_seen
     from liverseg_core.models.model import device_name, pick_device
     from liverseg_core.training.train import HISTORY, TrainJob
     from liverseg_core.training.train import train as fit
@@ -73,6 +77,7 @@ def _train(context: Context, dataset: Record, making: _Making) -> Facts:
     from tasks.registry.tracking import finish_run
 
     settings, training = context.settings, dataset["training"]
+    write_seen(making.staging, after(making.start_from, _shown(context.store, dataset)))
     run_id = open_training_run(context, dataset, making.key)
     shown = settings.train.validate_cases if settings.train.validate_every else 0
     job = TrainJob(
@@ -99,6 +104,17 @@ def _train(context: Context, dataset: Record, making: _Making) -> Facts:
         finish_run(run_id, ended)
     device = device_name(pick_device(settings.compute.device), settings.compute.processes)
     return {**facts, "run_id": run_id, "device": device}
+
+
+def _shown(store: Store, dataset: Record) -> Iterator["SeenCase"]:
+    """The cases that the model will have seen."""
+    from liverseg_core.models.known_data import ROLES, SeenCase
+
+    for role in ROLES[:2]:
+        for case in dataset[role]:
+            found = store.find(INGEST, case["key"])
+            if found:  # else `fetch_cases` says what is missing
+                yield SeenCase.of(found.facts, role)
 
 
 def _mirror(context: Context, key: str, checkpoints: Path) -> None:

@@ -18,14 +18,17 @@ def watch() -> None:
     """Have the parts of a prediction counted, as soon as they are imported."""
     from liverseg_core.inference import inference, predict, predict_scan
 
-    timed(predict_scan, "read_image", "read and resample")
+    timed(predict, "read_image", "read and resample")
     timed(inference, "_predict", "network")
     for name in ("add", "add_background", "take", "drop"):
         timed(inference.Sums, name, "windows")
     timed(inference, "cut", "windows")
-    timed(predict_scan, "canonical_label", "back to native")
+    timed(predict, "canonical_label", "back to native")
     timed(predict, "postprocess", "rules and findings")
-    timed(predict_scan, "findings", "rules and findings")
+    timed(predict, "findings", "rules and findings")
+    timed(predict.ScanIdentifier, "add", "doubts")
+    for name in ("scan_facts", "anatomy_of", "label_facts", "second_part", "doubts"):
+        timed(predict, name, "doubts")
     timed(predict_scan, "write_label", "write")
     timed(predict_scan, "load_model", "load model")
 

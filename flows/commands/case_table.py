@@ -7,6 +7,7 @@ from rich.table import Table
 
 from flows.console import plain_table, say
 from liverseg_core.cases.data_report import HEADINGS, MEANING, CaseRow, cells
+from liverseg_core.words import counted
 
 SHOWN = 1000
 """Rows that a person may still look through."""
@@ -18,7 +19,8 @@ def case_table(rows: Sequence[CaseRow]) -> Table:
     headings = (*HEADINGS, "problem") if problems else HEADINGS
     if len(rows) > SHOWN:
         odd = [row for row in rows if row.flags or row.problem]
-        say(f"Showing {min(len(odd), SHOWN)} of {len(odd)} odd cases; --json lists all {len(rows)} cases")
+        shown = f"{min(len(odd), SHOWN)} of {counted(len(odd), 'odd case')}"
+        say(f"Showing {shown}; --json lists all {len(rows)} cases")
         rows = odd[:SHOWN]
     return plain_table(headings, [cells(row)[: len(headings)] for row in rows])
 

@@ -15,6 +15,7 @@ from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.data_report import CaseRow, describe
 from liverseg_core.config import RemoteConfig, Settings
 from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.words import counted
 from tasks.context import Report
 
 if TYPE_CHECKING:  # they take a while to import
@@ -74,6 +75,7 @@ def verify(
 
     settings = load_settings(config, all_overrides(overrides, workers, dask))
     if page:
+        _refuse_replacing(page)
         _write(page, "", "a")  # a path that can't be written shows before hours of reading
     md5 = md5 or settings.source_md5
     digest = _checked_md5(source, md5, settings.remote) if checksum or md5 else None
@@ -87,7 +89,8 @@ def verify(
     else:
         DATA.print(case_table(rows))
         say_flags(rows)
-        say(f"{dataset.name}: {len(rows)} cases, {problems} with problems, {dataset.junk} junk members")
+        cases, junk = counted(len(rows), "case"), counted(dataset.junk, "junk member")
+        say(f"{dataset.name}: {cases}, {problems} with problems, {junk}")
     if problems:
         raise typer.Exit(ExitCode.BAD_INPUT)
 
@@ -126,6 +129,22 @@ def _watched(
     for done, outcome in enumerate(outcomes, 1):
         report.progress(name, done, total, outcome.item.case)
         yield outcome
+
+
+def _refuse_replacing(page: Path) -> None:
+    """A page takes the place of another page, and of nothing else: not of the source, say.
+
+    Raises:
+        LiversegError: LS213.
+    """
+    try:
+        with page.open("rb") as file:
+            start = file.read(15).lower()
+    except OSError:  # it is not there, or `_write` says what is wrong
+        return
+    if start and start != b"<!doctype html>":
+        what = f"{page} is a file of another kind"
+        raise LiversegError("LS213", what, "a new file, or a page to replace", "Correct --report")
 
 
 def _write(page: Path, text: str, mode: Literal["a", "w"] = "w") -> None:

@@ -12,6 +12,7 @@ from flows.console import DATA, dice_table, plain_table, say, watching
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation.glossary import TOLERANCE_MM
+from liverseg_core.words import counted
 
 if TYPE_CHECKING:
     from tasks.registry.tracking import Tracking
@@ -53,6 +54,9 @@ def score(
     tables = case_scores(result["cases"]), dice_table(summary), surface_table(summary), lesion_table(summary)
     for table in tables:
         DATA.print(table)
+    for case in result["cases"]:
+        if case["flags"]:
+            say(f"{case['case']}: its label says {', '.join(case['flags'])}: a score of it proves little")
 
 
 def list_models(config: Config = None, store: Store = None, as_json: Json = False) -> None:
@@ -142,7 +146,7 @@ def rollback(config: Config = None, store: Store = None, as_json: Json = False) 
         print_json({"champion": asdict(now), "previous": asdict(was), "differing_voxels": differing})
     say(f"champion of {now.name}: version {was.version} → version {now.version}; previous: {was.version}")
     if differing is not None:
-        equal = "equals" if not differing else f"differs in {differing} voxels from"
+        equal = "equals" if not differing else f"differs in {counted(differing, 'voxel')} from"
         say(f"Its prediction of the archived scan {equal} the one that was registered with it")
 
 

@@ -12,6 +12,7 @@ from flows.console import plain_table
 from liverseg_core.evaluation import glossary
 from liverseg_core.evaluation.glossary import LESIONS, term
 from liverseg_core.evaluation.lesions import CRITERIA, PRIMARY
+from liverseg_core.words import counted
 
 CLASSES = tuple(group.name for group in glossary.GROUPS)
 SIZE_NAMES = {
@@ -94,8 +95,8 @@ def _matched(summary: Mapping[str, Any]) -> str:
 
 def _burden(summary: Mapping[str, Any]) -> str:
     found = summary["burden"]
+    cases = counted(found["n"], "case")
     rmse, largest = (_number(found[name], 4) for name in ("rmse", "max_error"))
-    cases = f"{found['n']} case{'s' * (found['n'] != 1)}"
     return f"Tumour burden (tumour / liver): RMSE {rmse}, largest error {largest}, {cases}"
 
 

@@ -122,6 +122,9 @@ def evaluate(
         print_json(evaluation)
     else:
         DATA.print(dice_table(evaluation["summary"]))
+        for case in evaluation["cases"]:
+            if case["flags"]:
+                say(f"{case['case']}: {', '.join(case['flags'])}")
 
 
 def register(

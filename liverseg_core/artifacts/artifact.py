@@ -7,7 +7,7 @@ that came out, so cache and provenance are one file.
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,15 +92,15 @@ def load(path: Path) -> Artifact | None:
     return Artifact(path, parse_manifest(data, path.name, path), cached=True)
 
 
-def parse_manifest(data: bytes, key: str, place: object) -> Facts:
-    """A manifest, checked against its own checksum.
+def parse_manifest(data: bytes, key: str | None, place: object) -> Facts:
+    """A manifest, checked against its own checksum, and for its key where that is known.
 
     Raises:
         LiversegError: LS501.
     """
     try:
         manifest: Facts = json.loads(data)
-        intact = manifest["key"] == key and manifest["sha256"] == _seal(manifest)
+        intact = manifest["key"] == (key or manifest["key"]) and manifest["sha256"] == _seal(manifest)
     except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
@@ -113,19 +113,20 @@ def parse_manifest(data: bytes, key: str, place: object) -> Facts:
     return manifest
 
 
-def verify(artifact: Artifact, read_up_to: int | None = None) -> None:
+def verify(artifact: Artifact, read_up_to: int | None = None, only: Collection[str] | None = None) -> None:
     """Check every file of an artifact on this machine against its manifest.
 
     Args:
         artifact: What to check.
         read_up_to: Of files with more bytes only the size is checked; None reads all.
+        only: Names of the files that matter, where not all do.
 
     Raises:
         LiversegError: LS502 naming the first file that is missing, changed or unexpected.
     """
     listed = {entry["path"]: entry for entry in artifact.manifest["files"]}
     present = {str(path.relative_to(artifact.path)) for path in files_below(artifact.path)} - {MANIFEST}
-    for name in sorted(listed.keys() | present):
+    for name in sorted(listed.keys() | present if only is None else listed.keys() & {*only}):
         path = artifact.path / name
         if name not in present:
             trouble = "is missing"

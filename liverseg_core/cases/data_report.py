@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from liverseg_core.arrays import Spacing
 from liverseg_core.cases.anatomy import lying
 
 THICK_MM = 5.0
@@ -19,6 +20,8 @@ BODY_CM2 = (100.0, 2000.0)
 LIVER_ML = (500.0, 4500.0)
 """With tumours: what a large resection leaves, and a massively enlarged liver; healthy adults have 1,000 to
 2,500 ml."""
+CUT_CM2 = 10.0
+"""Of liver on a face of the scan: what goes on beyond a smaller section is the tip of a dome."""
 MEDIAN_HU = (-200, 300)
 """Of what is brighter than −500 HU: between all fat and all contrast."""
 HIGHEST_P95_HU = 700
@@ -57,6 +60,7 @@ MEANING: Mapping[str, str] = {
     "odd-hu-offset": "no air near −1000 HU, or soft tissue far from 0: an offset such as 1024 may be missing",
     "no-liver": "the label has no liver voxel",
     "implausible-liver": f"liver with tumours outside {LIVER_ML[0]:g} to {LIVER_ML[1]:g} ml",
+    "liver-cut-off": f"{CUT_CM2:g} cm² of liver or more lie on a face of the scan: it goes on beyond",
     "tumour-outside-liver": "a labelled tumour touches no labelled liver",
     "duplicate-voxels": "another case has the same voxels, under whatever header: remove one of them",
     "no-frame-of-reference": "the DICOM series has no FrameOfReferenceUID; its SEG has one of its own",
@@ -161,6 +165,18 @@ def _ml(voxels: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, floa
     return (liver + tumour) * voxel_ml, tumour * voxel_ml
 
 
+def edge_cm2(voxels: Sequence[int], spacing_mm: Spacing) -> float:
+    """The largest area that liver takes of a face of its scan.
+
+    Args:
+        voxels: On the two faces across z, then across y, then across x.
+        spacing_mm: Along x, y and z.
+    """
+    x, y, z = spacing_mm
+    faces_mm2 = (x * y, x * y, x * z, x * z, y * z, y * z)
+    return max(int(n) * mm2 for n, mm2 in zip(voxels, faces_mm2, strict=True)) / 100
+
+
 def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     """The flags of one case: what its header and label gave, then what its measures suggest."""
     yield from facts["flags"]
@@ -177,6 +193,8 @@ def flags_of(facts: Mapping[str, Any]) -> Iterator[str]:
     volumes = volumes_ml(facts)
     if volumes and facts["native_label"]["voxels"][1] and not LIVER_ML[0] <= volumes[0] <= LIVER_ML[1]:
         yield "implausible-liver"
+    if volumes and facts["native_label"].get("edge_cm2", 0) >= CUT_CM2:
+        yield "liver-cut-off"
     if volumes and facts["native_label"]["tumours_outside_liver"]:
         yield "tumour-outside-liver"
 

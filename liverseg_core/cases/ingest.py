@@ -150,7 +150,7 @@ def _opened(
 
 
 def _facts(case: CaseSource, header: NiftiHeader, target: Target, gathered: Gathered) -> Facts:
-    label = gathered.survey.facts() if case.label else None
+    label = gathered.survey.facts(target.source.spacing_mm) if case.label else None
     flags = [*header.flags]
     if label and label["voxels"][1] == 0:
         flags.append("no-liver")

@@ -10,6 +10,9 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
+from liverseg_core.arrays import Spacing
+from liverseg_core.cases.data_report import edge_cm2
+
 Plane = UInt8[np.ndarray, "y x"]
 
 
@@ -21,6 +24,8 @@ class LabelSurvey:
         """Voxels of each class, then how many provisional components there are."""
         self.before: Plane | None = None
         self.components: Int32[np.ndarray, "y x"] | None = None  # of that plane's tumour voxels only
+        self.edges: Int64[np.ndarray, " 6"] = np.zeros(6, np.int64)
+        """Liver and tumour voxels on the first and the last plane, row and column."""
         self.parent: Int32[np.ndarray, " n"] = np.zeros(1, np.int32)  # a forest: roots are components
         self.touches: Bool[np.ndarray, " n"] = np.zeros(1, np.bool_)
 
@@ -28,6 +33,7 @@ class LabelSurvey:
         """Take in the next plane, which must stay as it is until the one behind it is taken in."""
         if self.before is None or self.components is None:
             self.before, self.components = np.zeros_like(plane), np.empty(plane.shape, np.int32)
+            self.edges[0] = np.count_nonzero(plane)
         room = int(self.counts[3]) + plane.size // 2 + 2  # as many as a chessboard of tumours would add
         if len(self.parent) < room:
             more = max(room, 2 * len(self.parent)) - len(self.parent)
@@ -37,14 +43,23 @@ class LabelSurvey:
         ids = (self.components, components)
         _take_in((self.before, plane), ids, self.parent, self.touches, self.counts)
         self.before, self.components = plane, components
+        sides = plane[0], plane[-1], plane[:, 0], plane[:, -1]
+        self.edges[2:] += [np.count_nonzero(side) for side in sides]
 
-    def facts(self) -> dict[str, Any]:
-        """Plain JSON values: `voxels` by class, `tumours`, and how many of them touch no liver voxel."""
+    def facts(self, spacing_mm: Spacing) -> dict[str, Any]:
+        """Plain JSON values: `voxels` by class, `tumours`, how many of these touch no liver voxel, and
+        `edge_cm2`, how much liver with tumours lies on one face of the scan.
+
+        Args:
+            spacing_mm: Between columns, rows and planes.
+        """
         tumours, touching = _count(self.parent, self.touches, self.counts[3])
+        self.edges[1] = 0 if self.before is None else np.count_nonzero(self.before)
         return {
             "voxels": self.counts[:3].tolist(),
             "tumours": tumours,
             "tumours_outside_liver": tumours - touching,
+            "edge_cm2": edge_cm2(self.edges.tolist(), spacing_mm),
         }
 
 

@@ -4,17 +4,19 @@ Where a scan streams past, as in ingest, its facts are gathered on the way; here
 that a prediction is made of. Nothing of numba is imported: a small scan is predicted without it.
 """
 
-from typing import Any
-
 import numpy as np
 
 from liverseg_core.arrays import Image, Label
+from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.anatomy import CoarseScan
 from liverseg_core.cases.data_report import flags_of
-from liverseg_core.cases.intensity import LOWEST, body_facts
+from liverseg_core.cases.intensity import LOWEST, Histogram, body_facts
 from liverseg_core.cases.target import Target
 from liverseg_core.classes import N_CLASSES
 from liverseg_core.volumes.nifti_header import NiftiHeader
+
+PIECE = 1 << 22
+"""Voxels counted at a time: bincount widens to 64 bits."""
 
 
 def scan_flags(header: NiftiHeader, target: Target, image: Image, label: Label | None = None) -> list[str]:
@@ -24,30 +26,53 @@ def scan_flags(header: NiftiHeader, target: Target, image: Image, label: Label |
         header: Of the scan, corrected where somebody knows better.
         target: Where its voxels went.
         image: HU on the case's grid, canonical (`target.grid`).
-        label: Its label, or what was predicted of it, canonical at the scan's own spacing (`target.source`).
-            How tumours lie to the liver is not looked at.
+        label: Its label, canonical at the scan's own spacing (`target.source`). How tumours lie to the liver,
+            and the liver to the scan's edge, is not looked at.
     """
-    histogram = np.zeros(65536, np.int64)
-    for plane in image.T:
-        np.add.at(histogram, np.ascontiguousarray(plane, np.int16).reshape(-1).view(np.uint16), 1)
+    facts = scan_facts(header, target, image)
+    if label is None:
+        return [*flags_of({**facts, "anatomy": anatomy_of(target, image)})]
+    voxels = [int(np.count_nonzero(label == c)) for c in range(N_CLASSES)]
+    described = {
+        "flags": facts["flags"] + (["no-liver"] if voxels[1] == 0 else []),
+        "native_label": {"voxels": voxels, "tumours_outside_liver": 0},
+        "anatomy": anatomy_of(target, image, label),
+    }
+    return [*flags_of({**facts, **described})]
+
+
+def scan_facts(header: NiftiHeader, target: Target, image: Image) -> Facts:
+    """What `flags_of` needs of a scan, but for its anatomy.
+
+    Args:
+        header: As of `scan_flags`; so are the others.
+    """
+    return {
+        "flags": [*header.flags],
+        "shape": list(target.grid.shape),
+        "spacing_mm": list(target.grid.spacing_mm),
+        "native_spacing_mm": list(target.source.spacing_mm),
+        "native_label": None,
+        "fingerprint": body_facts(histogram_of(image)),
+    }
+
+
+def anatomy_of(target: Target, image: Image, label: Label | None = None) -> Facts | None:
+    """How the body lies in a scan, and the liver of its label, if there is one, in it; as of `scan_flags`."""
     coarse = CoarseScan(target.grid.shape, target.grid.spacing_mm)
     coarse.add(0, image.T, None)
-    flags, described = [*header.flags], None
     if label is not None:
         coarse.label[:] = _looked_up(label, target, coarse)
-        voxels = [int(np.count_nonzero(label == c)) for c in range(N_CLASSES)]
-        described = {"voxels": voxels, "tumours_outside_liver": 0}
-        flags += ["no-liver"] if voxels[1] == 0 else []
-    facts: dict[str, Any] = {
-        "flags": flags,
-        "shape": target.grid.shape,
-        "spacing_mm": target.grid.spacing_mm,
-        "native_spacing_mm": target.source.spacing_mm,
-        "native_label": described,
-        "fingerprint": body_facts(np.roll(histogram, -LOWEST)),
-        "anatomy": coarse.anatomy(),
-    }
-    return [*flags_of(facts)]
+    return coarse.anatomy()
+
+
+def histogram_of(image: Image) -> Histogram:
+    """How many voxels have each HU."""
+    flat = image.reshape(-1, order="A")
+    found = np.zeros(65536, np.int64)
+    for start in range(0, flat.size, PIECE):
+        found += np.bincount(flat[start : start + PIECE].view(np.uint16), minlength=65536)
+    return np.roll(found, -LOWEST)
 
 
 def _looked_up(label: Label, target: Target, coarse: CoarseScan) -> Label:

@@ -6,7 +6,6 @@ drawn with. Cases that come later train, so that models stay comparable while da
 
 import hashlib
 import json
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from liverseg_core.cases.case_record import CaseRecord
 from liverseg_core.classes import CLASSES
 from liverseg_core.config import SplitConfig
 from liverseg_core.errors import LiversegError
+from liverseg_core.volumes.nifti_names import PACKED, stem
 
 
 def split_cases(dataset: str, cases: Sequence[CaseRecord], config: SplitConfig, store: Store) -> Artifact:
@@ -158,13 +158,12 @@ def _read_datalist(path: Path, labelled: Sequence[CaseRecord]) -> tuple[list[Cas
 
 
 def _case_name(entry: dict[str, str] | str) -> str:
-    image = entry if isinstance(entry, str) else entry["image"]
-    return posixpath.basename(image).removesuffix(".gz").removesuffix(".nii")
+    return stem(entry if isinstance(entry, str) else entry["image"])
 
 
 def _datalist(facts: dict[str, Any]) -> dict[str, Any]:
     def pair(entry: dict[str, str]) -> dict[str, str]:
-        name = f"{entry['case']}.nii.gz"
+        name = f"{entry['case']}{PACKED}"
         return {"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"}
 
     return {
@@ -179,7 +178,7 @@ def _datalist(facts: dict[str, Any]) -> dict[str, Any]:
         "numTest": len(facts["unlabelled"]),
         "training": [pair(entry) for entry in facts["training"]],
         "validation": [pair(entry) for entry in facts["validation"]],
-        "test": [f"imagesTs/{entry['case']}.nii.gz" for entry in facts["unlabelled"]],
+        "test": [f"imagesTs/{entry['case']}{PACKED}" for entry in facts["unlabelled"]],
     }
 
 

@@ -4,7 +4,7 @@ Volumes are (x, y, z), x fastest; Zarr arrays are (z, y, x), so that `.T` is a f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from liverseg_core.arrays import Positions, Spacing
-from liverseg_core.artifacts.artifact import load, verify
+from liverseg_core.artifacts.artifact import Facts, load, verify
 from liverseg_core.errors import LiversegError
 from liverseg_core.volumes.geometry import Grid
 
@@ -42,6 +42,7 @@ class Case:
         fingerprint: Intensity and size facts (see fingerprint.py).
         spacing_override_mm: Along the stored axes of the source's files, where their headers are wrong.
         axes_override: Where those axes point, such as LPS, where their headers are wrong.
+        facts: All that ingest stored of it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     fingerprint: Mapping[str, Any]
     spacing_override_mm: Spacing | None = None
     axes_override: str | None = None
+    facts: Facts = field(default_factory=dict)
 
 
 def open_case(folder: Path) -> Case:
@@ -72,7 +74,7 @@ def open_case(folder: Path) -> Case:
         z, y, x = image.shape
         grid = Grid((x, y, z), np.array(facts["affine"], np.float64))
         overrides = facts.get("spacing_override_mm"), facts.get("axes_override")
-        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], *overrides)
+        return Case(facts["case"], image, label, grid, positions, facts["fingerprint"], *overrides, facts)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         raise _damaged(folder, error) from None
 

@@ -19,9 +19,12 @@ from liverseg_core.evaluation.case_view import open_view, read_native
 from liverseg_core.evaluation.glossary import measures
 from liverseg_core.evaluation.lesions import PRIMARY
 from liverseg_core.evaluation.measures import GROUPS, CaseScore, score_case, summarise
+from liverseg_core.inference.doubts import doubts, label_facts, second_part
+from liverseg_core.inference.findings import findings
 from liverseg_core.inference.native_volume import replacing
-from liverseg_core.inference.postprocess import RULES, best_rules, postprocess, worth_of_rules
+from liverseg_core.inference.postprocess import best_rules, postprocess, worth_of_rules
 from liverseg_core.inference.predict import segment_prepared
+from liverseg_core.models.known_data import write_measured
 from liverseg_core.models.model import INFERENCE, Model
 from liverseg_core.pictures import case_title, dice_plot_png, overlay_png
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
@@ -55,12 +58,13 @@ def evaluate(
         config = _tuned(model, cases, config, folder)
     measured = replace(model, inference=config)
     (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
-    scores = []
+    records = []
     for done, (name, stored) in enumerate(cases.items()):
         progress(done, len(cases))
-        scores.append(_evaluate_case(measured, name, stored, folder))
+        records.append(_evaluate_case(measured, name, stored, folder))
     progress(len(cases), len(cases))
-    facts = _write_scores(scores, folder)
+    facts = _write_scores(records, folder)
+    scores = map(CaseScore.from_record, records)
     for score in sorted(scores, key=_worth)[: config.pictures]:
         _draw(score, cases[score.case], model.spec.ingest, folder)
     shutil.rmtree(folder / RAW, ignore_errors=True)
@@ -87,43 +91,67 @@ def pool(evaluations: Sequence[Path], config: EvaluateConfig, folder: Path) -> F
         config = config.model_copy(update=best_rules(worths.values()))
     (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
     found = [json.loads((path / "metrics.json").read_text())["cases"] for path in evaluations]
-    scores = [CaseScore.from_record(record) for records in found for record in records]
+    pooled = [record for records in found for record in records]
     for path in evaluations:
         for picture in (path / "pictures").glob("*.png"):
             if picture.stem != "dice":
                 shutil.copy(picture, folder / "pictures")
-    return _write_scores(sorted(scores, key=lambda score: score.case), folder)
+    return _write_scores(sorted(pooled, key=lambda record: record["case"]), folder)
 
 
-def _write_scores(scores: Sequence[CaseScore], folder: Path) -> Facts:
-    """Tables, and the plot of every case."""
-    facts: Facts = {"cases": [score.record() for score in scores], "summary": summarise(scores)}
+def _write_scores(records: Sequence[Facts], folder: Path) -> Facts:
+    """Tables, the plot of every case, and between which volumes the model was measured."""
+    scores = [CaseScore.from_record(record) for record in records]
+    facts: Facts = {"cases": [*records], "summary": summarise(scores)}
     (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
     _write_csv(folder / "cases.csv", facts["cases"])
+    write_measured(folder, records)
     dice_plot_png(folder / "pictures" / "dice.png", _dice_by_case(scores))
     return facts
 
 
-def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> CaseScore:
+def _evaluate_case(model: Model, name: str, stored: Path, folder: Path) -> Facts:
+    """A case's score as a record, with `flags`: what there is to doubt about its prediction."""
     record = folder / "cases" / f"{name}.json"
     if record.exists():
-        return CaseScore.from_record(json.loads(record.read_text()))
+        known: Facts = json.loads(record.read_text())
+        return known
     case = open_case(stored)
     reference = read_native(stored / NATIVE_LABEL, case)
     raw = folder / RAW / f"{name}.nii.gz"
-    if raw.exists():
-        spacing_mm = reference.header.grid.spacing_mm
-        prediction = postprocess(as_label(read_nifti(raw)), model.inference, spacing_mm)
-    else:
-        prediction = _predict(model, case, reference)
+    spacing_mm = reference.header.grid.spacing_mm
+    ruleless = as_label(read_nifti(raw)) if raw.exists() else _predict(model, case, reference)
+    prediction = postprocess(ruleless, model.inference, spacing_mm)
     write_label(folder / "predictions" / f"{name}.nii.gz", prediction, reference.header)
     tolerance_mm = model.inference.nsd_tolerance_mm
-    score = score_case(name, prediction, as_label(reference), reference.header.grid.spacing_mm, tolerance_mm)
-    write_atomically(record, json.dumps(score.record(), indent=1).encode())
-    return score
+    score = score_case(name, prediction, as_label(reference), spacing_mm, tolerance_mm)
+    flags = _flags(model, case, reference, (ruleless, prediction))
+    found: Facts = {**score.record(), "flags": flags}
+    write_atomically(record, json.dumps(found, indent=1).encode())
+    return found
+
+
+def _flags(model: Model, case: Case, reference: Volume, labels: tuple[Label, Label]) -> list[str]:
+    """As `predict` gives them, but for what every validation case has: that it is one.
+
+    Args:
+        model: What predicted.
+        case: As it is stored.
+        reference: Its label, for the axes.
+        labels: The prediction before and after the rules for labels.
+    """
+    target = plan_target(reference.header, model.spec.ingest)
+    spacing_mm = target.source.spacing_mm
+    ruleless, label = map(target.orientation.to_canonical, labels)
+    found = findings(label, spacing_mm)
+    facts = {**case.facts, "native_label": label_facts(label, found, spacing_mm)}
+    second = max(second_part(one, spacing_mm) for one in (ruleless, label))
+    raised = doubts(facts, found, second, model.known)
+    return [flag for flag in raised if flag != "seen-in-validation"]
 
 
 def _predict(model: Model, case: Case, reference: Volume) -> Label:
+    """The labels as the network has them, before the rules."""
     target = plan_target(reference.header, model.spec.ingest)
     return segment_prepared(model, read_volume(case.image), target)
 
@@ -136,8 +164,7 @@ def _tuned(model: Model, cases: Mapping[str, Path], config: EvaluateConfig, fold
     known = folder / WORTHS
     if not known.exists():
         (folder / RAW).mkdir(exist_ok=True)
-        ruleless = replace(model, inference=config.model_copy(update=RULES[0]))
-        found = {name: _worths(ruleless, name, stored, folder) for name, stored in cases.items()}
+        found = {name: _worths(model, name, stored, folder) for name, stored in cases.items()}
         write_atomically(known, (json.dumps(found, indent=1) + "\n").encode())
     worths: dict[str, list[float]] = json.loads(known.read_text())
     return config.model_copy(update=best_rules(worths.values()))
@@ -170,6 +197,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         **{f"{group}_{measure}": record[group][measure] for group in GROUPS for measure in names},
         **{f"lesions_{PRIMARY}_{part}": lesions[part] for part in parts},
         **{f"burden_{part}": value for part, value in record["burden"].items()},
+        "flags": " ".join(record["flags"]),
     }
 
 

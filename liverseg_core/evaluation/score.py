@@ -8,10 +8,12 @@ from typing import Any
 from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation.glossary import TOLERANCE_MM
 from liverseg_core.evaluation.measures import CaseScore, score_case, summarise
+from liverseg_core.inference.doubts import NOTE, SEEN_FLAGS
 from liverseg_core.volumes.geometry import corner_distance_mm
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti
+from liverseg_core.volumes.nifti_fields import note_in
+from liverseg_core.volumes.nifti_names import ENDINGS, is_nifti, stem
 
-SUFFIXES = (".nii.gz", ".nii")
 PLACE_TOLERANCE_MM = 0.1
 """How far a corner of the grid may be off: headers round, scanners and half a voxel do not."""
 
@@ -34,27 +36,33 @@ def score(
         nsd_tolerance_mm: What the normalised surface distance forgives.
 
     Returns:
-        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, and what
-        `summarise` makes of them.
+        `{"cases": [...], "summary": {...}}` as plain JSON values: every case's `CaseScore.record`, with
+        `flags` where its label says that its scan trained or chose the model, and what `summarise` makes of
+        them.
 
     Raises:
         LiversegError: LS281 when one is a file and the other a folder; LS381 when two labels do not share
-            one grid; LS382 when a file has no partner; LS383 when there is nothing to score.
+            one grid; LS360 when a case has two files in a folder, LS382 when it has no partner; LS383 when
+            there is nothing to score.
     """
     pairs = list(_pairs(prediction, reference))
-    scores = []
+    scores, cases = [], []
     for done, pair in enumerate(pairs):
         if progress:
-            progress(done, len(pairs), _case(pair[1]))
-        scores.append(_score(*pair, nsd_tolerance_mm))
-    return {"cases": [one.record() for one in scores], "summary": summarise(scores)}
+            progress(done, len(pairs), stem(pair[1].name))
+        found, flags = _score(*pair, nsd_tolerance_mm)
+        scores.append(found)
+        cases.append({**found.record(), "flags": flags})
+    return {"cases": cases, "summary": summarise(scores)}
 
 
-def _score(prediction: Path, reference: Path, nsd_tolerance_mm: float) -> CaseScore:
+def _score(prediction: Path, reference: Path, nsd_tolerance_mm: float) -> tuple[CaseScore, list[str]]:
     predicted, truth = read_nifti(prediction), read_nifti(reference)
     _check_same_grid(prediction.name, predicted, truth)
     labels, spacing_mm = (as_label(predicted), as_label(truth)), truth.header.grid.spacing_mm
-    return score_case(_case(reference), *labels, spacing_mm, nsd_tolerance_mm)
+    note = note_in(predicted.header.raw)
+    flags = [flag for flag in SEEN_FLAGS if note == f"{NOTE}{flag}"]
+    return score_case(stem(reference.name), *labels, spacing_mm, nsd_tolerance_mm), flags
 
 
 def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:
@@ -81,7 +89,7 @@ def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:
         raise LiversegError(
             "LS383",
             f"no label files in {reference}",
-            f"names that end in {' or '.join(SUFFIXES)}",
+            f"names that end in {' or '.join(ENDINGS)}",
             "Name the folder that holds the labels themselves",
         )
     yield from ((predicted[case], truth[case]) for case in sorted(truth))
@@ -89,12 +97,19 @@ def _pairs(prediction: Path, reference: Path) -> Iterator[tuple[Path, Path]]:
 
 def _labels(folder: Path) -> dict[str, Path]:
     """NIfTI files by case; hidden ones, such as the `._*` that macOS leaves behind, are none."""
-    files = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
-    return {_case(path): path for path in files if not path.name.startswith(".")}
-
-
-def _case(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not is_nifti(path.name):
+            continue
+        other = found.setdefault(stem(path.name), path)
+        if other != path:
+            raise LiversegError(
+                "LS360",
+                f"{other} and {path} are labels of one case",
+                "one file a case, whatever its ending",
+                "Move one of the two out of the folder",
+            )
+    return found
 
 
 def _check_same_grid(name: str, prediction: Volume, reference: Volume) -> None:

@@ -3,57 +3,27 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from liverseg_core.allocator import memory_kept
-from liverseg_core.arrays import Label
-from liverseg_core.cases.target import Target, plan_target
+from liverseg_core.cases.target import Target
 from liverseg_core.classes import CLASSES
 from liverseg_core.errors import LiversegError
-from liverseg_core.inference.findings import findings
+from liverseg_core.inference.doubts import NOTE, SEEN_FLAGS
 from liverseg_core.inference.inference import load_model
 from liverseg_core.inference.native_volume import native_volume, replacing, uncertainty
-from liverseg_core.inference.predict import Watch, canonical_label, read_image
+from liverseg_core.inference.opened import open_path
+from liverseg_core.inference.predict import Watch, prepare, segment_scan
+from liverseg_core.inference.wanted import Wanted
 from liverseg_core.models.model import Model
-from liverseg_core.volumes.inflate import PIECE
-from liverseg_core.volumes.nifti import Scan, open_scan, write_label
+from liverseg_core.volumes.nifti import Scan, write_label
 from liverseg_core.volumes.nifti_header import NiftiHeader
 
 if TYPE_CHECKING:
     from liverseg_core.dicom.series import Series
-
-NIFTI = (".nii.gz", ".nii")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A scan to segment, and what is wanted of it.
-
-    Args:
-        scan: A NIfTI file, or the folder of a DICOM series, which gets a DICOM SEG too.
-        label: The `.nii.gz` where its label goes; what else is wanted goes beside it.
-        probabilities: Whether the class probabilities are wanted.
-        uncertainty: Whether their entropy is.
-    """
-
-    scan: Path
-    label: Path
-    probabilities: bool = False
-    uncertainty: bool = False
-
-    @property
-    def case(self) -> str:
-        """What errors call it."""
-        return self.scan.name
-
-    def beside(self, what: str) -> Path:
-        """The file of something else that is wanted."""
-        end = ".dcm" if what == "seg" else ".nii.gz"
-        return self.label.with_name(f"{stem(self.label)}_{what}{end}")
 
 
 def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
@@ -65,7 +35,8 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
         device: A torch device, or `auto`.
 
     Returns:
-        The files by what they are, and what `findings` finds.
+        The files by what they are, what `findings` finds, the `flags` that `doubts` raises, and as `remarks`
+        what each says of this scan.
 
     Raises:
         LiversegError: LS301, LS311 to LS319 and LS352 to LS355 for a scan that can't be used; LS208 and LS701
@@ -73,37 +44,15 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
     """
     try:
         # A scan that is none is found before a model is loaded for it.
-        series = _series(wanted.scan) if wanted.scan.is_dir() else None
-        scan = series.open() if series else open_file(wanted.scan)
-        return _predict(wanted, scan, series, _loaded(model, device))
+        return _predict(wanted, *open_path(wanted.scan), _loaded(model, device))
     except MemoryError:
         allowed, remedy = "a scan that fits in memory", "Use fewer workers, or a machine with more memory"
         raise LiversegError("LS703", f"too little memory for {wanted.case}", allowed, remedy) from None
 
 
-def open_file(path: Path) -> Scan:
-    """Open a NIfTI file, to be inflated as it is read.
-
-    Raises:
-        LiversegError: LS301 where there is no such file; LS311 to LS317 for what `open_scan` refuses.
-    """
-    try:
-        return open_scan(_pieces(path), path.stat().st_size, path.name)
-    except OSError as error:
-        what = f"{path}: {error.strerror}"
-        raise LiversegError("LS301", what, "a readable NIfTI file", "Check the path") from None
-
-
-def stem(path: Path) -> str:
-    """A scan's name without what says that it is NIfTI."""
-    name = path.name
-    return next((name.removesuffix(end) for end in NIFTI if name.lower().endswith(end)), name)
-
-
 @memory_kept()
 def _predict(wanted: Wanted, scan: Scan, series: "Series | None", network: Model) -> dict[str, Any]:
-    target = plan_target(scan.header, network.spec.ingest)
-    image = read_image(scan, target)
+    prepared = prepare(network, scan)
     files = {"image": str(wanted.scan), "label": str(wanted.label)}
     with contextlib.ExitStack() as stack:
         part = stack.enter_context(replacing(wanted.label))
@@ -111,22 +60,18 @@ def _predict(wanted: Wanted, scan: Scan, series: "Series | None", network: Model
         for what in ("probabilities", "uncertainty"):
             if getattr(wanted, what):
                 files[what] = str(wanted.beside(what))
-                watches.append(stack.enter_context(_watching(what, wanted, scan.header, target)))
-        canonical = canonical_label(network, image, target, _all(watches))
-        stored: Label = np.asfortranarray(target.orientation.from_canonical(canonical))
-        write_label(part, stored, scan.header)
+                watches.append(stack.enter_context(_watching(what, wanted, scan.header, prepared.target)))
+        found = segment_scan(network, prepared, _all(watches))
+        stored = found.stored()
+        # Whoever scores the label later can't know it otherwise.
+        note = "".join(f"{NOTE}{flag}" for flag in found.doubts if flag in SEEN_FLAGS)
+        write_label(part, stored, scan.header, note)
         if series and series.can_be_referenced:
             from liverseg_core.dicom.seg import write_seg
 
             files["seg"] = str(wanted.beside("seg"))
             write_seg(series, stack.enter_context(replacing(wanted.beside("seg"))), stored)
-    return {**files, **findings(canonical, target.source.spacing_mm)}
-
-
-def _series(folder: Path) -> "Series":
-    from liverseg_core.dicom.series import read_series  # half a second to import, for those who have DICOM
-
-    return read_series(folder)
+    return {**files, **found.findings, "flags": [*found.doubts], "remarks": found.remarks()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,9 +97,3 @@ def _all(watches: list[Watch]) -> Watch:
             one(z, plane)
 
     return watch
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield piece

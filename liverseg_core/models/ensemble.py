@@ -5,6 +5,7 @@ from pathlib import Path
 
 from liverseg_core.artifacts.artifact import Facts, digest_json
 from liverseg_core.errors import LiversegError
+from liverseg_core.models.known_data import united, write_seen
 from liverseg_core.models.model import load_model, save_model
 from liverseg_core.models.networks import Ensemble
 
@@ -14,7 +15,7 @@ def combine(folders: Sequence[Path], folder: Path) -> Facts:
 
     Args:
         folders: Model folders of one kind: the same network, patch size, window and spacing.
-        folder: Receives `model.safetensors` and `model.json`.
+        folder: Receives `model.safetensors`, `model.json` and what the members have seen.
 
     Raises:
         LiversegError: LS276 when they are not of one kind; what `load_model` raises.
@@ -31,5 +32,7 @@ def combine(folders: Sequence[Path], folder: Path) -> Facts:
             )
     data_key = digest_json([model.spec.data_key for model in models])[:32]
     spec = first.model_copy(update={"members": len(models), "data_key": data_key})
+    if (seen := united(folders)) is not None:
+        write_seen(folder, seen)
     save_model(folder, Ensemble([model.network for model in models], first.activation), spec)
     return {"members": len(models)}

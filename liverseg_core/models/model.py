@@ -14,17 +14,20 @@ from pydantic import PositiveInt, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
-from liverseg_core.artifacts.artifact import load, verify
 from liverseg_core.classes import CLASSES
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
+from liverseg_core.models.known_data import KnownData, read_known
+from liverseg_core.models.model_folder import INFERENCE, SPEC, WEIGHTS, check_model
 from liverseg_core.models.networks import Ensemble, build_network
 
-WEIGHTS = "model.safetensors"
-SPEC = "model.json"
-INFERENCE = "inference.json"
-"""The evaluate section that a registered model was measured with, and so predicts with."""
+# fmt: off
+__all__ = [
+    "INFERENCE", "SPEC", "WEIGHTS", "Model", "ModelSpec",
+    "load_model", "load_weights", "pick_device", "save_model",
+]
+# fmt: on
 
 
 class ModelSpec(Section):
@@ -52,6 +55,7 @@ class Model:
     spec: ModelSpec
     device: torch.device
     inference: EvaluateConfig = field(default_factory=EvaluateConfig)
+    known: KnownData = field(default_factory=KnownData)
 
 
 def save_model(folder: Path, network: nn.Module, spec: ModelSpec) -> None:
@@ -66,15 +70,14 @@ def load_model(folder: Path, device: str = "auto") -> Model:
     """Load a model folder for inference.
 
     Args:
-        folder: What `save_model` wrote.
+        folder: What `save_model` wrote, under any name.
         device: A torch device, or `auto` for a GPU where there is one.
 
     Raises:
         LiversegError: LS501 or LS502 when the folder is an artifact and not as it was made; LS521 when a file
             is missing; LS522 when one is damaged or does not fit the other.
     """
-    if artifact := load(folder):  # safetensors know no checksum: a flipped bit would be another weight
-        verify(artifact)
+    check_model(folder)
     try:
         spec = ModelSpec.model_validate_json((folder / SPEC).read_bytes())
         recorded = folder / INFERENCE
@@ -94,10 +97,10 @@ def load_model(folder: Path, device: str = "auto") -> Model:
             "LS522",
             f"the model in {folder} is damaged ({str(error).splitlines()[0]})",
             f"{SPEC} and {WEIGHTS} as liverseg wrote them",
-            "Fetch the model again, or delete the folder and train again",
+            "Fetch or copy the model again, or train it again",
         ) from None
     chosen = pick_device(device)
-    return Model(network.to(chosen).eval(), spec, chosen, inference)
+    return Model(network.to(chosen).eval(), spec, chosen, inference, read_known(folder))
 
 
 def _network(spec: ModelSpec) -> nn.Module:

@@ -29,6 +29,7 @@ from liverseg_core.sources.files import PIECE, File, checksum, file_size, stream
 from liverseg_core.sources.http_ranges import shown
 from liverseg_core.sources.index_cache import file_state, keep, recall
 from liverseg_core.sources.remote import RemoteFile, list_remote, open_remote
+from liverseg_core.volumes.nifti_names import is_packed, stem
 
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JUNK = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX(/.*)?)$")
@@ -165,7 +166,7 @@ def _open_bucket(location: str, md5: str | None, options: RemoteConfig) -> Sourc
 
     def named(name: str) -> Extent:
         extent = Extent(files[name], 0, files[name].size)
-        is_scan = name.endswith(".nii.gz") and not JUNK.search(name)
+        is_scan = is_packed(name) and not JUNK.search(name)
         return replace(extent, digest=content_digest(extent, name)) if is_scan else extent
 
     with ThreadPoolExecutor(AT_ONCE, "index") as pool:
@@ -266,7 +267,7 @@ def _cases(path: File, root: str, listing: Listing, extents: Extents) -> Iterato
         )
     seen: set[str] = set()
     for image, label in pairs:
-        case = posixpath.basename(image).removesuffix(".gz").removesuffix(".nii")
+        case = stem(image)
         if not CASE_NAME.fullmatch(case) or case.casefold() in seen:
             raise unsafe(path, image, "gives an unusable or repeated case name")
         seen.add(case.casefold())

@@ -11,7 +11,7 @@ from jaxtyping import Shaped, UInt8
 
 from liverseg_core.arrays import Label
 from liverseg_core.errors import LiversegError
-from liverseg_core.volumes.inflate import MAX_INFLATION, Inflated
+from liverseg_core.volumes.inflate import MAX_INFLATION, PIECE, Inflated
 from liverseg_core.volumes.nifti_fields import header_like
 from liverseg_core.volumes.nifti_header import NiftiHeader, parse_header
 
@@ -107,6 +107,19 @@ def read_nifti(path: Path) -> Volume:
     return decode(data, path.name)
 
 
+def open_nifti(path: Path) -> Scan:
+    """Open a `.nii` or `.nii.gz`, to be inflated as it is read.
+
+    Raises:
+        LiversegError: LS301 where there is no such file; LS311 to LS317 for what `open_scan` refuses.
+    """
+    try:
+        return open_scan(_pieces(path), path.stat().st_size, path.name)
+    except OSError as error:
+        what = f"{path}: {error.strerror}"
+        raise LiversegError("LS301", what, "a readable NIfTI file", "Check the path") from None
+
+
 def decode(data: bytes, name: str) -> Volume:
     """Inflate and gate a NIfTI file's bytes.
 
@@ -172,13 +185,19 @@ def as_hu(volume: Scan | Volume, plane: Shaped[np.ndarray, "y x"]) -> Shaped[np.
     return hu
 
 
-def write_label(path: Path, label: Label, like: NiftiHeader) -> None:
+def write_label(path: Path, label: Label, like: NiftiHeader, note: str = "") -> None:
     """Write a label volume on its stored axes, as gzipped NIfTI with the geometry fields of `like`.
 
     The bytes depend on the arguments alone: no time stamp, and no text of the source's.
     """
-    header, _ = header_like(like.raw, label.shape, np.uint8)
+    header, _ = header_like(like.raw, label.shape, np.uint8, note=note)
     path.write_bytes(igzip.compress(header + label.tobytes("F"), mtime=0))
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
 
 
 def _is_nifti2(start: bytes) -> bool:

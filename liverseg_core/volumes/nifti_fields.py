@@ -20,21 +20,33 @@ Order = Literal["<", ">"]
 Places = dict[str, tuple[str, int]]
 
 NIFTI1: Places = {
-    "sizeof_hdr": ("i4", 0), "data_type": ("S10", 4), "db_name": ("S18", 14), "dim": ("8i2", 40),
-    "datatype": ("i2", 70), "bitpix": ("i2", 72), "pixdim": ("8f4", 76), "vox_offset": ("f4", 108),
-    "scl_slope": ("f4", 112), "scl_inter": ("f4", 116), "descrip": ("S80", 148), "aux_file": ("S24", 228),
+    "sizeof_hdr": ("i4", 0), "data_type": ("S10", 4), "db_name": ("S18", 14), "dim_info": ("u1", 39),
+    "dim": ("8i2", 40), "intent_p": ("3f4", 56), "intent_code": ("i2", 68), "datatype": ("i2", 70),
+    "bitpix": ("i2", 72), "slice_start": ("i2", 74), "pixdim": ("8f4", 76), "vox_offset": ("f4", 108),
+    "scl_slope": ("f4", 112), "scl_inter": ("f4", 116), "slice_end": ("i2", 120), "slice_code": ("i1", 122),
+    "cal_max": ("f4", 124), "cal_min": ("f4", 128), "slice_duration": ("f4", 132), "toffset": ("f4", 136),
+    "glmax": ("i4", 140), "glmin": ("i4", 144), "descrip": ("S80", 148), "aux_file": ("S24", 228),
     "qform_code": ("i2", 252), "sform_code": ("i2", 254), "quatern": ("3f4", 256), "qoffset": ("3f4", 268),
     "srow": ("(3,4)f4", 280), "intent_name": ("S16", 328), "magic": ("S4", 344),
 }  # fmt: skip
 NIFTI2: Places = {
     "sizeof_hdr": ("i4", 0), "magic": ("S4", 4), "datatype": ("i2", 12), "bitpix": ("i2", 14),
-    "dim": ("8i8", 16), "pixdim": ("8f8", 104), "vox_offset": ("i8", 168), "scl_slope": ("f8", 176),
-    "scl_inter": ("f8", 184), "descrip": ("S80", 240), "aux_file": ("S24", 320), "qform_code": ("i4", 344),
+    "dim": ("8i8", 16), "intent_p": ("3f8", 80), "pixdim": ("8f8", 104), "vox_offset": ("i8", 168),
+    "scl_slope": ("f8", 176), "scl_inter": ("f8", 184), "cal_max": ("f8", 192), "cal_min": ("f8", 200),
+    "slice_duration": ("f8", 208), "toffset": ("f8", 216), "slice_start": ("i8", 224),
+    "slice_end": ("i8", 232), "descrip": ("S80", 240), "aux_file": ("S24", 320), "qform_code": ("i4", 344),
     "sform_code": ("i4", 348), "quatern": ("3f8", 352), "qoffset": ("3f8", 376), "srow": ("(3,4)f8", 400),
-    "intent_name": ("S16", 508),
+    "slice_code": ("i4", 496), "intent_code": ("i4", 504), "intent_name": ("S16", 508),
+    "dim_info": ("u1", 524),
 }  # fmt: skip
 TEXTS = ("descrip", "data_type", "db_name", "aux_file", "intent_name")
 """Fields that may name somebody."""
+OF_THE_SCAN = (
+    *("cal_max", "cal_min", "glmax", "glmin", "intent_code", "intent_p", "toffset"),
+    *("dim_info", "slice_code", "slice_duration", "slice_end", "slice_start"),
+)
+"""Fields of a scan that would be wrong of its label: how to show its values, what they are, when they were
+taken."""
 TYPES = {
     2: "u1",
     4: "i2",
@@ -139,16 +151,27 @@ def qform(fields: Raw, layout: Layout) -> Affine:
     return affine
 
 
+def note_in(raw: bytes) -> str:
+    """The note that a header was written with, or what else stands in its place."""
+    fields, _ = LAYOUTS[len(raw)].fields(raw)
+    return bytes(fields["descrip"]).rstrip(b"\0").decode(errors="replace")
+
+
 def header_like(
-    raw: bytes, shape: tuple[int, ...], kind: type[np.unsignedinteger[Any]], slope: float = 1
+    raw: bytes,
+    shape: tuple[int, ...],
+    kind: type[np.unsignedinteger[Any]],
+    slope: float = 1,
+    note: str = "",
 ) -> tuple[bytes, np.dtype[Any]]:
-    """What comes before the voxels of a file with the geometry of another, without its texts.
+    """What comes before the voxels of a file with the geometry of another, and nothing else of it.
 
     Args:
         raw: The other's header; what strict readers would refuse in it is repaired.
         shape: Sizes along its axes, and maybe along a fourth.
         kind: Type of the voxels.
         slope: Stored value × slope = value.
+        note: Of at most 80 bytes, for whoever reads the file.
 
     Returns:
         These bytes, and how voxels are stored: in the other's byte order.
@@ -169,4 +192,7 @@ def header_like(
     fields["vox_offset"] = layout.size + 4
     for text in set(TEXTS) & set(layout.places):
         fields[text] = b""
+    fields["descrip"] = note.encode()
+    for field in set(OF_THE_SCAN) & set(layout.places):
+        fields[field] = 0
     return bytes(whole) + bytes(4), stored  # which say that no extensions follow

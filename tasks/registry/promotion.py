@@ -8,6 +8,7 @@ from typing import Any
 
 from liverseg_core.config import RegisterConfig
 from liverseg_core.evaluation.comparison import Comparison, Scores, compare, scores_of
+from liverseg_core.words import counted
 
 COMPARED = {"liver": "dice", "tumour": "dice_lits"}
 """Class groups that count alike, and the measure of each; a false tumour in a healthy liver counts too."""
@@ -115,7 +116,8 @@ def _inadmissible(candidate: Measured | None, champion: Rival | None) -> str | N
         return "there are no scores of its validation cases, or not those that were registered"
     if shown := candidate.seen.shown():
         named = ", ".join(shown[:NAMED]) + ("…" if len(shown) > NAMED else "")
-        return f"it had trained on {len(shown)} of its {len(candidate.seen.cases)} validation cases ({named})"
+        cases = counted(len(candidate.seen.cases), "validation case")
+        return f"it had trained on {len(shown)} of its {cases} ({named})"
     if champion and champion.measured is None:
         return f"there are no scores of {champion.name} on the same validation cases"
     if champion and not champion.alike:
@@ -144,4 +146,5 @@ def _told(name: str, mean: float, found: Mapping[str, Comparison]) -> str:
     if sure := [one.confidence for one in found.values() if one.low is not None]:
         parts.append(f"{100 * sure[0]:g} % intervals")
     figures = "; ".join(parts)
-    return f"mean Dice {mean:+.4f} against {name} on {cases} validation case{'s' * (cases != 1)} ({figures})"
+    on = counted(cases, "validation case")
+    return f"mean Dice {mean:+.4f} against {name} on {on} ({figures})"

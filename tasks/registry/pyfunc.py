@@ -18,12 +18,10 @@ from mlflow.pyfunc import PythonModel
 from nibabel.spatialimages import HeaderDataError
 
 from liverseg_core.arrays import Affine, Label
-from liverseg_core.cases.target import plan_target
 from liverseg_core.errors import ExitCode, LiversegError, as_coded
-from liverseg_core.inference.findings import findings
-from liverseg_core.inference.predict import segment
+from liverseg_core.inference.predict import prepare, segment_scan
 from liverseg_core.models.model import WEIGHTS, Model, load_model
-from liverseg_core.volumes.nifti import Volume, decode, read_nifti, write_label
+from liverseg_core.volumes.nifti import Scan, open_nifti, open_scan, write_label
 
 FORMS = ("array", "nifti", "none")
 
@@ -53,7 +51,8 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
                 wanted; `array`, `nifti` for a gzipped file in base64, a hundredth of the size, or `none`.
 
         Returns:
-            The label array; with either of the two asked for, a dictionary of `labels` and `volumes`.
+            The label array; with either of the two asked for, a dictionary of `labels` and `volumes`, and
+            with them of `flags` and `remarks`: what there is to doubt, by name and in words.
 
         Raises:
             MlflowException: With the text of LS292 unless there is exactly one scan, as a path or as image
@@ -80,37 +79,38 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
                 ", ".join(FORMS),
                 "Correct params of the request, or leave it out",
             )
-        volume = _volume(model_input.to_dict("records"))
-        label = segment(self.model, volume)
+        scan = _scan(model_input.to_dict("records"))
+        segmented = segment_scan(self.model, prepare(self.model, scan))
+        label = segmented.stored()
         if form == "array" and not wanted["volumes"]:
             return label
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"flags": [*segmented.doubts], "remarks": segmented.remarks()}
         if form != "none":
-            found["labels"] = label if form == "array" else _as_nifti(label, volume)
+            found["labels"] = label if form == "array" else _as_nifti(label, scan)
         if wanted["volumes"]:
-            target = plan_target(volume.header, self.model.spec.ingest)
-            found["volumes"] = findings(target.orientation.to_canonical(label), target.source.spacing_mm)
+            found["volumes"] = segmented.findings
         return found
 
 
-def _as_nifti(label: Label, like: Volume) -> str:
+def _as_nifti(label: Label, like: Scan) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "label.nii.gz"
         write_label(path, label, like.header)
         return base64.b64encode(path.read_bytes()).decode()
 
 
-def _volume(rows: list[Mapping[str, Any]]) -> Volume:
+def _scan(rows: list[Mapping[str, Any]]) -> Scan:
     given = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
     match given:
         case [{"path": str(path), **rest}] if not rest:
-            return read_nifti(Path(path))
+            return open_nifti(Path(path))
         case [{"image": image, "affine": affine, **rest}] if not rest:
             voxels, matrix = _numbers("image", image), _numbers("affine", affine).astype(np.float64)
             if matrix.shape != (4, 4) or not np.array_equal(matrix[3], (0, 0, 0, 1)):
                 raise _not_one_scan("an affine that is not 4 × 4 with 0, 0, 0, 1 as its last row")
             # Through the same gate as a file: nothing that reaches the model has gone round it.
-            return decode(_as_file(voxels, matrix), "image")
+            data = _as_file(voxels, matrix)
+            return open_scan([data], len(data), "image")
     kinds = sorted({f"{name}: {type(value).__name__}" for row in given for name, value in row.items()})
     raise _not_one_scan(f"{len(rows)} row{'s' * (len(rows) != 1)} with {', '.join(kinds) or 'nothing'}")
 

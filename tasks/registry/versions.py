@@ -19,13 +19,14 @@ from mlflow.exceptions import MlflowException
 
 from liverseg_core.artifacts.artifact import digest_json
 from liverseg_core.errors import LiversegError
+from liverseg_core.models.model_folder import FILES
 from tasks.registry.tracking import Tracking, service
 
 KEY, DIGEST, WEIGHTS = "liverseg.key", "liverseg.digest", "liverseg.weights"
 EVALUATION = "liverseg.evaluation_key"
 REASON, AGAINST = "liverseg.reason", "liverseg.against"
 DICE = {group: f"liverseg.dice.{group}" for group in ("liver", "liver_only", "tumour")}
-MODEL_FILES = ("inference.json", "model.json", "model.safetensors", "prediction.npz")
+MODEL_FILES = (*FILES, "prediction.npz")
 REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)")
 
 

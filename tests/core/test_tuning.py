@@ -17,6 +17,7 @@ from liverseg_core.errors import LiversegError
 from liverseg_core.evaluation.evaluate import RAW, WORTHS, evaluate, pool
 from liverseg_core.inference.postprocess import RULES, postprocess
 from liverseg_core.inference.predict import segment
+from liverseg_core.models.known_data import read_known
 from liverseg_core.models.model import INFERENCE, Model, ModelSpec
 from liverseg_core.volumes.nifti import decode
 
@@ -81,6 +82,10 @@ def test_the_best_rules_are_found_recorded_and_used(
     best = max(worth, key=lambda n: round(worth[n], 9))
     assert worth[best] > worth[0] + 0.1
     assert tuned["rules"] == RULES[best]
+    assert all("implausible-liver" in case["flags"] for case in tuned["cases"])
+    measured = read_known(tmp_path / "tuned").measured
+    assert measured
+    assert measured.cases == 2
     chosen = EvaluateConfig(**tuned["recorded"])
     for name, (_, scan) in cases.items():
         found = np.asarray(nib.load(tmp_path / "tuned" / "predictions" / f"{name}.nii.gz").dataobj)

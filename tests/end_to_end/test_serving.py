@@ -111,7 +111,9 @@ def test_a_scan_goes_in_and_labels_and_volumes_come_out(
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), label)
     np.testing.assert_array_equal(nib.load(file).affine, image.affine)
     assert packed["volumes"] == found["volumes"]
-    assert ask({"path": str(scan)}, labels="none", volumes=True) == {"volumes": found["volumes"]}
+    bare = ask({"path": str(scan)}, labels="none", volumes=True)
+    assert bare == {name: packed[name] for name in ("volumes", "flags", "remarks")}
+    assert (bare["flags"], bare["remarks"]) == (expected["flags"], expected["remarks"])
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,9 @@ def test_the_pyfunc_takes_a_path_or_an_array_and_unpickles_nothing(
     exact = loaded.predict({"image": image, "affine": whole.astype(float).tolist()})
     for affine in (whole.tolist(), [[-1.0, 0, 0, 0], *whole[1:].tolist()], whole):
         assert (loaded.predict({"image": image, "affine": affine}) == exact).all()
+    told = loaded.predict({"path": str(path)}, {"labels": "none", "volumes": True})
+    assert told.keys() == {"flags", "remarks", "volumes"}
+    assert "odd-hu-offset" in told["flags"], "there is no air"
     with pytest.raises(mlflow.exceptions.MlflowException, match="LS292"):
         loaded.predict({"image": image})
     with pytest.raises(Exception, match="LS292: an affine that is not 4 × 4"):
