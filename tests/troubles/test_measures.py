@@ -32,7 +32,7 @@ from tasks.registry.publish import _final
 ROWS: dict[str, tuple[str, str]] = {
     "1.11": (
         "a liver that leaves the scan, and a prediction that lacks the last slice",
-        "every distance is at most one slice: 5, 5 and 1.04 mm for the box of the row",
+        "every distance is at most one slice: 5, 5 and 1.04 mm for a box with slices of 5 mm",
     ),
     "1.16": (
         "lesions touched but not matched, at a tumour Dice of .044",

@@ -28,7 +28,7 @@ ROWS = {
         "the registered model in an environment made from its own requirements.txt",
         "pyfunc.load_model and mlflow models predict work; the requirements are what is imported, no more",
     ),
-    "4, answers": (
+    "4 answers": (
         "MLflow's 400 answers carry server paths and stack traces",
         "the served model's and our own errors are one coded line without either",
     ),
@@ -133,7 +133,7 @@ def test_it_is_loaded_and_served_from_them_alone(stored: Path, tmp_path: Path) -
     np.testing.assert_array_equal(json.loads((here / "out.json").read_text())["predictions"], label)
 
 
-@pytest.mark.trouble("4, answers")
+@pytest.mark.trouble("4 answers")
 def test_the_served_model_answers_in_a_line(stored: Path) -> None:
     from fastapi.testclient import TestClient
     from mlflow.pyfunc.scoring_server import init
@@ -181,7 +181,7 @@ BODIES = [
 ]
 
 
-@pytest.mark.trouble("4, answers")
+@pytest.mark.trouble("4 answers")
 @pytest.mark.parametrize("body", BODIES)
 def test_a_servers_paths_are_not_repeated(body: str, tmp_path: Path) -> None:
     handler = type("Handler", (Refusing,), {"body": body.encode()})

@@ -20,12 +20,11 @@ from liverseg_core.sources.archive import index_tar
 ROWS = {
     "2.1": (
         "Ctrl-C while MLflow's database is being made",
-        "the next run makes it anew, or finds it whole (tests/stages/test_database.py)",
+        "the next run makes it anew, or finds it whole",
     ),
     "2.2": (
         "an item that kills its Dask worker again and again",
-        "it is blamed, the others finish; a minute without a worker is mended, or said "
-        "(tests/stages/test_runners.py)",
+        "it is blamed, the others finish; a minute without a worker is mended, or said",
     ),
     "2.11": (
         "a gzip header over 512 KiB; 500 extended headers in a row; any exception in one case",
