@@ -259,7 +259,7 @@ def test_what_the_weights_it_started_from_had_seen_counts(store: Tracking, regis
     seen = Seen("v2", {"case_0": "another scan"}, ["a third scan"])
     started = (first.tags["liverseg.weights"],)
     second = register(store, registration(store, "second", seen=seen, started_from=started))
-    assert second.reason == "not champion: it had trained on 1 of its 1 validation cases (case_0)"
+    assert second.reason == "not champion: it had trained on 1 of its 1 validation case (case_0)"
     assert second.tags["liverseg.started_from"] == "started from version 1"
     unknown = register(store, registration(store, "third", [(0.95, 0.95)], started_from=("f" * 32,)))
     assert unknown.tags["liverseg.started_from"] == "started from weights ffffffffffff, not registered here"
