@@ -8,7 +8,14 @@ import pytest
 
 pytest_plugins = ("servers", "range_server")
 CHROMIUM = Path("/usr/bin/chromium")
-LONGEST = ("test_cluster.py", "test_readme.py", "test_image.py", "test_bad_input.py")
+LONGEST = (
+    "test_cluster.py",
+    "test_odd_places.py",
+    "test_served_elsewhere.py",
+    "test_readme.py",
+    "test_image.py",
+    "test_bad_input.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
