@@ -111,22 +111,28 @@ def load_latest(folder: Path, data_key: str, warn: Callable[[str], None]) -> Che
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator, as tensors and plain values."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every global random generator, of GPUs this one's, as tensors and plain values."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Set every global random generator to what `random_state` saw."""
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set every global random generator to what `random_state` saw.
+
+    Args:
+        state: What `random_state` returned; in older checkpoints with the states of all GPUs of that machine.
+        device: Where training goes on. A GPU that nothing was saved of keeps the state that the seed gave it.
+    """
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        last = len(state["cuda"]) - 1
+        torch.cuda.set_rng_state(state["cuda"][min(device.index or 0, last)], device)
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

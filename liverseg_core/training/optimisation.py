@@ -1,6 +1,7 @@
 """How weights move: optimisers, the learning rate of each step, the moving average of the weights."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def build_optimiser(config: TrainConfig, network: nn.Module) -> torch.optim.Opti
     shared: dict[str, Any] = {
         "lr": config.learning_rate,
         "weight_decay": config.weight_decay,
-        "fused": parameters[0].is_cuda,  # one kernel instead of hundreds
+        "fused": one_kernel(network),
     }
     if config.optimiser == "sgd":
         momentum = config.momentum
@@ -25,6 +26,30 @@ def build_optimiser(config: TrainConfig, network: nn.Module) -> torch.optim.Opti
     if config.optimiser == "adam":
         return torch.optim.Adam(parameters, **shared)
     return torch.optim.AdamW(parameters, **shared)
+
+
+def one_kernel(network: nn.Module) -> bool:
+    """Whether one kernel moves all weights, instead of hundreds: torch's `fused`."""
+    return next(network.parameters()).is_cuda
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Bring an optimiser's state back, wherever and in whatever order of memory it was saved.
+
+    Both would otherwise come with it: `fused` as on the device of that time, and strides that are not the
+    weights' now. A fused kernel goes through memory without looking at strides, and trains wrong weights.
+
+    Args:
+        optimiser: Of weights that lie where and as they will be trained.
+        stored: What `state_dict` of an optimiser of the same kind gave.
+    """
+    pairs = zip(stored["param_groups"], optimiser.param_groups, strict=True)
+    groups = [{**theirs, "fused": mine["fused"]} for theirs, mine in pairs]
+    optimiser.load_state_dict({**stored, "param_groups": groups})
+    for weight, state in optimiser.state.items():
+        for name, value in state.items():
+            if name != "step" and torch.is_tensor(value) and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

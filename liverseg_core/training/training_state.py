@@ -14,7 +14,7 @@ from liverseg_core.models.model import load_weights
 from liverseg_core.models.networks import build_network
 from liverseg_core.training.checkpoint import Checkpoint, load_latest, random_state, restore_random_state
 from liverseg_core.training.losses import COUNTS
-from liverseg_core.training.optimisation import build_optimiser
+from liverseg_core.training.optimisation import build_optimiser, load_optimiser
 from liverseg_core.training.train_job import TrainJob
 
 _logger = logging.getLogger(__name__)
@@ -54,20 +54,22 @@ class State:
         stored |= {name: getattr(self, name).state_dict() for name in ("network", "optimiser", "scaler")}
         if self.average is not None:
             stored["average"] = self.average.state_dict()
-        return Checkpoint(self.step, data_key, {**stored, "totals": totals, "random": random_state()})
+        stored |= {"totals": totals, "random": random_state(self.totals.device)}
+        return Checkpoint(self.step, data_key, stored)
 
     def restore(self, checkpoint: Checkpoint, first: bool) -> None:
         """Bring everything back; sums of all processes go to the first one."""
         stored, self.step = checkpoint.state, checkpoint.step
         for name in _PLAIN:
             setattr(self, name, stored[name])
-        for name in ("network", "optimiser", "scaler"):
+        for name in ("network", "scaler"):
             getattr(self, name).load_state_dict(stored[name])
+        load_optimiser(self.optimiser, stored["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(stored["average"])
         if first:
             self.totals.copy_(stored["totals"])
-        restore_random_state(stored["random"])
+        restore_random_state(stored["random"], self.totals.device)
 
 
 def memory_format(compute: ComputeConfig, device: torch.device) -> torch.memory_format:

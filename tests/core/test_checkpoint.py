@@ -21,6 +21,8 @@ from liverseg_core.training.checkpoint import (
     save_checkpoint,
 )
 
+CPU = torch.device("cpu")
+
 
 def write(folder: Path, *steps: int) -> list[Path]:
     return [save_checkpoint(folder, Checkpoint(s, "data", {"weight": torch.full((3,), s)})) for s in steps]
@@ -135,9 +137,9 @@ def test_planted_pickle_is_not_executed(tmp_path: Path) -> None:
 
 
 def test_random_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Checkpoint(1, "data", {"random": random_state()}))
+    save_checkpoint(tmp_path, Checkpoint(1, "data", {"random": random_state(CPU)}))
     drawn = [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
     found = load_latest(tmp_path, "data", refuse)
     assert found is not None
-    restore_random_state(found.state["random"])
+    restore_random_state(found.state["random"], CPU)
     assert [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()] == drawn
