@@ -61,7 +61,7 @@ constraints:
 	$(PYTHON) -m venv build/pip
 	build/pip/bin/pip install --quiet 'pip>=26'
 	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= build/pip/bin/pip install --quiet --dry-run --ignore-installed \
-		--use-feature=fast-deps --report build/resolve.json '.[dev]'
+		--use-feature=fast-deps --report build/resolve.json '.[dev,gpu]'
 	echo '# Exact versions, Python 3.11, with a CUDA GPU. Written by make constraints.' > constraints-gpu.txt
 	$(PYTHON) -c '$(PINNED)' >> constraints-gpu.txt
 	echo '# Exact versions, Python 3.11, without a GPU. Written by make constraints.' > constraints-cpu.txt

@@ -67,7 +67,8 @@ def test_the_image_runs_without_root_and_holds_no_secret() -> None:
 def test_what_the_image_installs_is_pinned_within_its_bounds(flavour: str) -> None:
     lines = (ROOT / f"constraints-{flavour}.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line)
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*said["dependencies"], *said["optional-dependencies"].get(flavour, [])]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), requirement
     for line in (INFRA / "services.txt").read_text().splitlines():
