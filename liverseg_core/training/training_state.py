@@ -58,7 +58,7 @@ class State:
         return Checkpoint(self.step, data_key, stored)
 
     def restore(self, checkpoint: Checkpoint, first: bool) -> None:
-        """Bring everything back; sums of all processes go to the first one."""
+        """Bring everything back, from whatever device; sums of all processes go to the first one."""
         stored, self.step = checkpoint.state, checkpoint.step
         for name in _PLAIN:
             setattr(self, name, stored[name])
