@@ -307,6 +307,12 @@ class ComputeConfig(Section):
     resident_mb: Annotated[int, Field(ge=0)] = 2048
     """Training cases that fit in this much memory together are read once."""
 
+    @model_validator(mode="after")
+    def _a_gpu_each(self) -> Self:
+        if self.processes > 1 and self.device.startswith("cuda:"):
+            raise ValueError(f"device cuda or auto with processes = {self.processes}: each takes a GPU")
+        return self
+
 
 class S3Config(Section):
     """How a server is asked: in no key."""
