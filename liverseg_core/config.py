@@ -302,7 +302,8 @@ class ComputeConfig(Section):
     channels_last: bool | None = None
     """Order of a network's voxels in memory; null: with channels last on a GPU, which prefers it."""
     deterministic: bool = False
-    """Deterministic kernels on the GPU too, where there are any; on the CPU they always are."""
+    """Deterministic kernels on the GPU too, where there are any; on the CPU they always are. With ahnet torch
+    warns of its pooling, which repeats all the same unless `upsample` is trilinear."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     resident_mb: Annotated[int, Field(ge=0)] = 2048
     """Training cases that fit in this much memory together are read once."""

@@ -58,6 +58,6 @@ class SerialRunner:
                 yield Outcome(item, function(item))
             except Exception as error:
                 coded = as_coded(item, error)
-                # The outcome may be kept to the end, and an error keeps all that its frames held: whole scans.
+                # The outcome may be kept to the end, and an error keeps what its frames held: whole scans.
                 traceback.clear_frames(error.__traceback__)
                 yield Outcome(item, error=coded)

@@ -36,9 +36,9 @@ RAW = "raw"
 WORTHS = "rules.json"
 """How good each choice of rules makes each case."""
 REMEDIES = {
-    "LS703": "Set evaluate.batch_size to 1, or evaluate on a machine with more memory; finished cases are kept",
-    "LS705": "End what else uses this GPU, and run again; finished cases are kept. Or evaluate on a larger GPU, "
-    "or with compute.device=cpu",
+    "LS703": "Set evaluate.batch_size to 1, or evaluate where there is more memory; finished cases are kept",
+    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger one, or "
+    "with compute.device=cpu",
 }
 """By the codes for want of memory."""
 Progress = Callable[[int, int], None]
@@ -62,8 +62,8 @@ def evaluate(
         progress: Called with (done, total).
 
     Raises:
-        LiversegError: LS703 or LS705 when there is too little memory for some cases; the others are done then,
-            and not again by the next run. What `segment` raises.
+        LiversegError: LS703 or LS705 when there is too little memory for some cases; the others are done
+            then, and not again by the next run. What `segment` raises.
     """
     for name in ("predictions", "cases", "pictures"):
         (folder / name).mkdir(exist_ok=True)

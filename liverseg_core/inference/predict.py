@@ -86,8 +86,8 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
     """Segment a scan, as the model was when it was measured (its `inference` settings).
 
     Raises:
-        LiversegError: LS524 when the network's outputs are no numbers; LS705 when a GPU has too little memory.
-        MemoryError: When the machine has.
+        LiversegError: LS524 when the network's outputs are no numbers; LS705 when a GPU's memory is too small.
+        MemoryError: When the machine's is.
     """
     ruleless = canonical_label(model, scan.image, scan.target, watch)
     spacing_mm = scan.target.source.spacing_mm
@@ -111,8 +111,8 @@ def segment(model: Model, volume: Volume) -> Label:
 
     Raises:
         LiversegError: LS318 for voxel values that can't be HU, LS319 for a scan that would become too large,
-            LS524 when the network's outputs are no numbers, LS705 when a GPU has too little memory.
-        MemoryError: When the machine has.
+            LS524 when the network's outputs are no numbers, LS705 when a GPU's memory is too small.
+        MemoryError: When the machine's is.
     """
     target = plan_target(volume.header, model.spec.ingest)
     image: Image = np.stack(list(image_planes(volume, target))).T

@@ -28,7 +28,7 @@ def no_room(job: TrainJob, world: World, said: str, machine: bool) -> LiversegEr
         "LS704",
         f"{whose} has too little memory to train {config.network.name} on {share} × {size} at once ({said})",
         "a training step that fits",
-        f"End what else uses it and run again, which goes on from the last checkpoint; or {', or '.join(ways)}",
+        f"End what else uses it and run again to go on from the last checkpoint; or {', or '.join(ways)}",
     )
 
 

@@ -122,7 +122,8 @@ def test_one_scan_of_a_batch(build: Any, tmp_path: Path, monkeypatch: pytest.Mon
         path.write_bytes(build.nifti(image, build.affine()))
         wanted.append(Wanted(path, tmp_path / "out" / f"{name}.nii.gz", True, True))
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(predict_scan, "_loaded", lambda *_, model=model_of(Full((2,))): model)
+    model = model_of(Full((2,)))
+    monkeypatch.setattr(predict_scan, "_loaded", lambda *_: model)
 
     def work(one: Wanted) -> dict[str, Any]:
         return predict_scan.predict_scan(one, tmp_path, "cpu")
@@ -162,9 +163,10 @@ def test_one_case_of_an_evaluation(build: Any, tmp_path: Path, tune: bool) -> No
     assert len(run(again)["cases"]) == 3
     assert again.sizes == [1], "the others were kept"
     assert (folder / INFERENCE).exists()
+    (folder / "cases" / "c.json").unlink()
+    (folder / "predictions" / "c.nii.gz").unlink()
+    (folder / "rules.json").unlink(missing_ok=True)
     with pytest.raises(LiversegError, match=r"LS703.*Set evaluate\.batch_size to 1"):
-        (folder / "cases" / "c.json").unlink()
-        (folder / "predictions" / "c.nii.gz").unlink()
         run(Full((1,), error=MACHINE))
 
 
@@ -178,10 +180,10 @@ def test_a_served_model(build: Any, tmp_path: Path) -> None:
     path.write_bytes(build.nifti(build.ball((24, 18, 16))[0], build.affine()))
     served, row = SegmentationModel(), pd.DataFrame([{"path": str(path)}])
     served.model = model_of(Full((1, 2)))
-    with pytest.raises(MlflowException, match="^LS705: the GPU has too little memory"):
+    with pytest.raises(MlflowException, match=r"^LS705: the GPU has too little memory"):
         served.predict(None, row)
     served.model = model_of(Full((1,), error=MACHINE))
-    with pytest.raises(MlflowException, match="^LS703"):
+    with pytest.raises(MlflowException, match=r"^LS703"):
         served.predict(None, row)
     assert served.predict(None, row).shape == (24, 18, 16)  # type: ignore[union-attr]
 
