@@ -35,10 +35,10 @@ RAW = "raw"
 """Folder of predictions before any rule, while rules are chosen."""
 WORTHS = "rules.json"
 """How good each choice of rules makes each case."""
-REMEDIES = {
+_REMEDIES = {
     "LS703": "Set evaluate.batch_size to 1, or evaluate where there is more memory; finished cases are kept",
-    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger one, or "
-    "with compute.device=cpu",
+    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger one "
+    "or with compute.device=cpu",
 }
 """By the codes for want of memory."""
 Progress = Callable[[int, int], None]
@@ -97,7 +97,7 @@ def _each(
             found[name] = work(name, stored)
         except (MemoryError, LiversegError) as error:
             coded = as_coded(name, error)
-            if coded.code not in REMEDIES:
+            if coded.code not in _REMEDIES:
                 raise
             failed[name] = coded.code, coded.what  # not the error, which keeps the scan in memory
     progress(len(cases), len(cases))
@@ -106,7 +106,7 @@ def _each(
         which = f"no memory for {counted(len(failed), 'validation case')} of {len(cases)}"
         fp16 = ", or set evaluate.precision to fp16" if code == "LS705" and config.precision == "fp32" else ""
         told = f"{which}: {', '.join(failed)} ({what})"
-        raise LiversegError(code, told, "memory for every case", REMEDIES[code] + fp16)
+        raise LiversegError(code, told, "memory for every case", _REMEDIES[code] + fp16)
     return found
 
 

@@ -86,7 +86,7 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
     """Segment a scan, as the model was when it was measured (its `inference` settings).
 
     Raises:
-        LiversegError: LS524 when the network's outputs are no numbers; LS705 when a GPU's memory is too small.
+        LiversegError: LS524 when the network's outputs are no numbers, LS705 when a GPU's memory is short.
         MemoryError: When the machine's is.
     """
     ruleless = canonical_label(model, scan.image, scan.target, watch)
