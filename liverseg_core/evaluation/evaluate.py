@@ -37,8 +37,8 @@ WORTHS = "rules.json"
 """How good each choice of rules makes each case."""
 _REMEDIES = {
     "LS703": "Set evaluate.batch_size to 1, or evaluate where there is more memory; finished cases are kept",
-    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger one "
-    "or with compute.device=cpu",
+    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger "
+    "one, or with compute.device=cpu",
 }
 """By the codes for want of memory."""
 Progress = Callable[[int, int], None]
