@@ -9,6 +9,7 @@ from torch import nn
 
 from flows import training
 from flows.commands.health import _check_device
+from liverseg_core.cases.store import open_case
 from liverseg_core.config import ComputeConfig, Settings
 from liverseg_core.errors import LiversegError
 from liverseg_core.models import device
@@ -17,6 +18,7 @@ from liverseg_core.models.device import gpu_expected, pick_device
 from liverseg_core.training import train as loop
 from liverseg_core.training.distributed_training import World
 from liverseg_core.training.losses import build_loss
+from liverseg_core.training.patch_dataset import PatchDataset
 from liverseg_core.training.patches import patch_stream
 from liverseg_core.training.training_state import begin
 
@@ -104,7 +106,7 @@ def test_memory_is_pinned_for_a_gpu_alone(
     stored_cases: list[Path], build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    dataset = loop.PatchDataset([loop.open_case(stored_cases[0])], build.train_job([]).config, 0)
+    dataset = PatchDataset([open_case(stored_cases[0])], build.train_job([]).config, 0)
     for name in ("cpu", "cuda"):
         stream: Any = patch_stream(dataset, range(1), 1, ComputeConfig(), torch.device(name))
         assert stream.pin_memory is (name == "cuda")
@@ -112,7 +114,8 @@ def test_memory_is_pinned_for_a_gpu_alone(
 
 def test_labels_lie_as_logits_do(build: Any, tmp_path: Path) -> None:
     """x-fastest from the loader; a CPU leaves them so."""
-    job, seen = build.train_job([]), {}
+    job = build.train_job([])
+    seen: dict[str, tuple[int, ...]] = {}
     loss_of = build_loss(job.config)
     label = torch.zeros(2, 8, 16, 16, dtype=torch.uint8).permute(0, 3, 2, 1)
     for place in (META, torch.device("cpu")):

@@ -130,11 +130,11 @@ def test_one_scan_of_a_batch(build: Any, tmp_path: Path, monkeypatch: pytest.Mon
 
     outcomes = [*SerialRunner().map(work, wanted)]
     assert [outcome.error and outcome.error.code for outcome in outcomes] == [None, "LS705", None]
-    assert "CUDA out of memory. Tried to allocate 2.00 GiB. Allowed" not in str(outcomes[1].error)
+    assert "Tried to allocate 2.00 GiB.)" in str(outcomes[1].error)
     assert "and more" not in str(outcomes[1].error)
-    assert "Use fewer" not in str(outcomes[1].error)
-    written = {path.name.partition(".")[0].partition("-")[0] for path in (tmp_path / "out").iterdir()}
-    assert written == {"a", "c"}, "not even in part"
+    written = sorted(path.name.partition(".")[0] for path in (tmp_path / "out").iterdir())
+    kinds = ("", "_probabilities", "_uncertainty")
+    assert written == [name + kind for name in "ac" for kind in kinds], "nothing of b, not even in part"
     monkeypatch.setattr(predict_scan, "_loaded", lambda *_: model_of(Full((1,), error=MACHINE)))
     with pytest.raises(LiversegError, match="LS703: too little memory for b"):
         work(wanted[1])
@@ -213,8 +213,7 @@ def test_training(
     with pytest.raises(LiversegError, match="LS704: the GPU has too little memory to train unet on 2 × 16"):
         train(job, tmp_path, silent)
     names = {path.name for path in (tmp_path / CHECKPOINTS).iterdir()}
-    assert "step-000000003.pt" in names
-    assert not {name for name in names if name.startswith("step-") and name > "step-000000003.pt"}
+    assert [name for name in names if name.endswith(".pt")] == ["step-000000003.pt"]
     assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINTS, HISTORY}
     monkeypatch.setattr(Failing, "forward", lambda self, x: self.network(x))
     assert train(job, tmp_path, silent)["resumed_from"] == [3]
