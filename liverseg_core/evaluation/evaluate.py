@@ -90,7 +90,8 @@ def _each(
     progress: Progress = lambda _done, _total: None,
 ) -> dict[str, Found]:
     """What `work` makes of each case; too little memory for one stops the evaluation after the others."""
-    found, failed = {}, {}
+    found: dict[str, Found] = {}
+    failed: dict[str, tuple[str, str]] = {}
     for done, (name, stored) in enumerate(cases.items()):
         progress(done, len(cases))
         try:

@@ -18,6 +18,7 @@ from liverseg_core.evaluation.evaluate import evaluate
 from liverseg_core.inference import inference, predict_scan
 from liverseg_core.inference.wanted import Wanted
 from liverseg_core.models.model import INFERENCE, Model, ModelSpec
+from liverseg_core.models.networks import build_network
 from liverseg_core.out_of_memory import is_out_of_memory, no_room_on_gpu, out_of_memory
 from liverseg_core.runners import SerialRunner
 from liverseg_core.training import training_state
@@ -207,8 +208,7 @@ def test_training(
                 raise GPU
             return self.network(x)  # type: ignore[no-any-return]
 
-    built = training_state.build_network
-    monkeypatch.setattr(training_state, "build_network", lambda *known: Failing(built(*known)))
+    monkeypatch.setattr(training_state, "build_network", lambda *known: Failing(build_network(*known)))
     job = build.train_job(stored_cases)
     with pytest.raises(LiversegError, match="LS704: the GPU has too little memory to train unet on 2 × 16"):
         train(job, tmp_path, silent)
