@@ -1,11 +1,12 @@
 """Training as a flow of its own, so that one pool's flow may have another pool's machine train."""
 
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import flow
 
 from flows.context import open_run
-from flows.settings import every_setting
+from flows.settings import every_setting, load_settings
 from liverseg_core.artifacts.stages import SPLIT
 from liverseg_core.config import Settings
 from liverseg_core.errors import LiversegError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
+DEVICE = "LIVERSEG_COMPUTE__DEVICE"
 ATTEMPTS = 4
 """How often a training is asked for whose process dies each time."""
 
@@ -25,7 +27,8 @@ def train(settings: dict[str, Any], dataset: str) -> Record:
     """Train on a dataset that is in the store, or find the model that is there.
 
     Args:
-        settings: All settings of the flow that asks.
+        settings: All settings of the flow that asks; `compute.device` is this machine's where its environment
+            names one.
         dataset: The data version, a key of `split`.
 
     Returns:
@@ -34,12 +37,21 @@ def train(settings: dict[str, Any], dataset: str) -> Record:
     Raises:
         LiversegError: LS206 when the store has no such dataset; those of `train`.
     """
-    context = open_run(Settings.model_validate(settings))
+    context = open_run(_of_this_machine(Settings.model_validate(settings)))
     found = context.store.find(SPLIT, dataset)
     if found is None:
         what = f"there is no dataset {dataset} in {context.settings.store}"
         raise LiversegError("LS206", what, "a store that all workers share", "Correct store, and run again")
     return train_task(context, {"key": dataset, **found.facts})
+
+
+def _of_this_machine(settings: Settings) -> Settings:
+    """The settings with this machine's device, where its environment names one: who asks may have none."""
+    if DEVICE not in os.environ:
+        return settings
+    here = {DEVICE: os.environ[DEVICE], "LIVERSEG_COMPUTE__PROCESSES": str(settings.compute.processes)}
+    device = load_settings(environment=here).compute.device
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"device": device})})
 
 
 def train_there_or_here(context: Context, dataset: Record) -> Record:

@@ -302,10 +302,17 @@ class ComputeConfig(Section):
     channels_last: bool | None = None
     """Order of a network's voxels in memory; null: with channels last on a GPU, which prefers it."""
     deterministic: bool = False
-    """Deterministic kernels on the GPU too, where there are any; on the CPU they always are."""
+    """Deterministic kernels on the GPU too, where there are any; on the CPU they always are. With ahnet torch
+    warns of its pooling, which repeats all the same unless `upsample` is trilinear."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     resident_mb: Annotated[int, Field(ge=0)] = 2048
     """Training cases that fit in this much memory together are read once."""
+
+    @model_validator(mode="after")
+    def _a_gpu_each(self) -> Self:
+        if self.processes > 1 and self.device.startswith("cuda:"):
+            raise ValueError(f"device cuda or auto with processes = {self.processes}: each takes a GPU")
+        return self
 
 
 class S3Config(Section):

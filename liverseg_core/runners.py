@@ -1,5 +1,6 @@
 """How a function is mapped over cases. The serial runner here defines the semantics; Dask's must match it."""
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -56,4 +57,7 @@ class SerialRunner:
             try:
                 yield Outcome(item, function(item))
             except Exception as error:
-                yield Outcome(item, error=as_coded(item, error))
+                coded = as_coded(item, error)
+                # The outcome may be kept to the end, and an error keeps what its frames held: whole scans.
+                traceback.clear_frames(error.__traceback__)
+                yield Outcome(item, error=coded)

@@ -156,9 +156,13 @@ def _check_store(settings: Settings) -> str:
 
 
 def _check_device(settings: Settings) -> str:
-    from liverseg_core.models.model import pick_device
+    from liverseg_core.models.device import device_name, gpu_expected, pick_device, unusable, why_no_gpu
 
-    return f"{pick_device(settings.compute.device)}, {os.cpu_count()} cores"
+    chosen = pick_device(settings.compute.device)
+    if chosen.type == "cpu" and settings.compute.device == "auto" and gpu_expected():
+        raise unusable("cuda", why_no_gpu())
+    shown = f"{chosen}, {device_name(chosen)}" if chosen.type == "cuda" else str(chosen)
+    return f"{shown}, {os.cpu_count()} cores"
 
 
 def _check_mlflow(settings: Settings) -> str:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from liverseg_core.allocator import memory_kept
 from liverseg_core.arrays import Label
@@ -15,6 +15,7 @@ from liverseg_core.cases.store import NATIVE_LABEL, Case, open_case, read_volume
 from liverseg_core.cases.target import plan_target
 from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
+from liverseg_core.errors import LiversegError, as_coded
 from liverseg_core.evaluation.case_view import open_view, read_native
 from liverseg_core.evaluation.glossary import measures
 from liverseg_core.evaluation.lesions import PRIMARY
@@ -28,12 +29,20 @@ from liverseg_core.models.known_data import write_measured
 from liverseg_core.models.model import INFERENCE, Model
 from liverseg_core.pictures import case_title, dice_plot_png, overlay_png
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
+from liverseg_core.words import counted
 
 RAW = "raw"
 """Folder of predictions before any rule, while rules are chosen."""
 WORTHS = "rules.json"
 """How good each choice of rules makes each case."""
+_REMEDIES = {
+    "LS703": "Set evaluate.batch_size to 1, or evaluate where there is more memory; finished cases are kept",
+    "LS705": "End what else uses this GPU and run again: finished cases are kept; or evaluate on a larger "
+    "one, or with compute.device=cpu",
+}
+"""By the codes for want of memory."""
 Progress = Callable[[int, int], None]
+Found = TypeVar("Found")
 
 
 @memory_kept()
@@ -51,6 +60,10 @@ def evaluate(
         folder: Receives `predictions/`, `cases/`, `pictures/`, `metrics.json`, `cases.csv` and the settings
             a registered model is to predict with.
         progress: Called with (done, total).
+
+    Raises:
+        LiversegError: LS703 or LS705 when there is too little memory for some cases; the others are done
+            then, and not again by the next run. What `segment` raises.
     """
     for name in ("predictions", "cases", "pictures"):
         (folder / name).mkdir(exist_ok=True)
@@ -58,17 +71,44 @@ def evaluate(
         config = _tuned(model, cases, config, folder)
     measured = replace(model, inference=config)
     (folder / INFERENCE).write_text(json.dumps(config.canonical(), indent=1, sort_keys=True) + "\n")
-    records = []
-    for done, (name, stored) in enumerate(cases.items()):
-        progress(done, len(cases))
-        records.append(_evaluate_case(measured, name, stored, folder))
-    progress(len(cases), len(cases))
+    found = _each(
+        cases, lambda name, stored: _evaluate_case(measured, name, stored, folder), config, progress
+    )
+    records = [*found.values()]
     facts = _write_scores(records, folder)
     scores = map(CaseScore.from_record, records)
     for score in sorted(scores, key=_worth)[: config.pictures]:
         _draw(score, cases[score.case], model.spec.ingest, folder)
     shutil.rmtree(folder / RAW, ignore_errors=True)
     return facts
+
+
+def _each(
+    cases: Mapping[str, Path],
+    work: Callable[[str, Path], Found],
+    config: EvaluateConfig,
+    progress: Progress = lambda _done, _total: None,
+) -> dict[str, Found]:
+    """What `work` makes of each case; too little memory for one stops the evaluation after the others."""
+    found: dict[str, Found] = {}
+    failed: dict[str, tuple[str, str]] = {}
+    for done, (name, stored) in enumerate(cases.items()):
+        progress(done, len(cases))
+        try:
+            found[name] = work(name, stored)
+        except (MemoryError, LiversegError) as error:
+            coded = as_coded(name, error)
+            if coded.code not in _REMEDIES:
+                raise
+            failed[name] = coded.code, coded.what  # not the error, which keeps the scan in memory
+    progress(len(cases), len(cases))
+    if failed:
+        code, what = next(iter(failed.values()))
+        which = f"no memory for {counted(len(failed), 'validation case')} of {len(cases)}"
+        fp16 = ", or set evaluate.precision to fp16" if code == "LS705" and config.precision == "fp32" else ""
+        told = f"{which}: {', '.join(failed)} ({what})"
+        raise LiversegError(code, told, "memory for every case", _REMEDIES[code] + fp16)
+    return found
 
 
 def pool(evaluations: Sequence[Path], config: EvaluateConfig, folder: Path) -> Facts:
@@ -164,7 +204,7 @@ def _tuned(model: Model, cases: Mapping[str, Path], config: EvaluateConfig, fold
     known = folder / WORTHS
     if not known.exists():
         (folder / RAW).mkdir(exist_ok=True)
-        found = {name: _worths(model, name, stored, folder) for name, stored in cases.items()}
+        found = _each(cases, lambda name, stored: _worths(model, name, stored, folder), config)
         write_atomically(known, (json.dumps(found, indent=1) + "\n").encode())
     worths: dict[str, list[float]] = json.loads(known.read_text())
     return config.model_copy(update=best_rules(worths.values()))

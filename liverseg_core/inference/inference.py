@@ -2,12 +2,15 @@
 
 import contextlib
 import itertools
+import logging
+import traceback
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from liverseg_core.allocator import first_step_done
 from liverseg_core.arrays import Image, Probabilities
@@ -17,15 +20,20 @@ from liverseg_core.inference.windows import Sums, cut, tile, window_weights
 from liverseg_core.inference.windows import rows as rows_of
 from liverseg_core.models.intensity import AIR_HU
 from liverseg_core.models.model import Model, load_model
+from liverseg_core.out_of_memory import is_out_of_memory
 from liverseg_core.volumes.resample import ProbabilityPlane
 
 __all__ = ["load_model", "predict_planes", "predict_probabilities"]
+
+_logger = logging.getLogger(__name__)
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PAIR = 2
 """Windows that a CPU predicts at once where it may take more, or three rather than leave one over. A fourth
 costs memory and saves no time; one alone is computed in another way, with other last bits, and threads share
 it badly."""
+_ALONE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks whose GPU was found to have no room for several windows at once."""
 MIRRORED = {"x": 2, "y": 3, "z": 4}
 """Axes of a batch of windows."""
 
@@ -102,7 +110,7 @@ def _add_row(
     for batch in batches:
         for window, (x, y) in zip(windows, batch, strict=False):
             cut(planes, x, y, window[0].numpy(), model.spec.window_hu)
-        found = _predict(model, windows[: len(batch)], settings)
+        found = predicted(model, windows[: len(batch)], settings)
         for (x, y), probabilities in zip(batch, found, strict=True):
             sums.add(x, y, probabilities)
         first_step_done()
@@ -117,6 +125,27 @@ def _batches(
     number = count // PAIR if pairs else -(-count // batch_size)
     ends = [count * k // number for k in range(number + 1)] if count else []
     return [places[low:high] for low, high in itertools.pairwise(ends)]
+
+
+def predicted(model: Model, windows: Tensor, settings: EvaluateConfig) -> Iterator[Tensor]:
+    """Class probabilities of each of some windows; one by one from where a GPU has no room for them together.
+
+    On a CPU they stay together: one alone has other last bits there.
+    """
+    done = 0
+    while done < len(windows):
+        part = windows[done : done + 1] if model.network in _ALONE else windows[done:]
+        try:
+            found = _predict(model, part, settings)
+        except RuntimeError as error:
+            if len(part) == 1 or model.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            _ALONE.add(model.network)
+            _logger.warning("the GPU has no memory for %d windows at once: one at a time now", len(part))
+            continue
+        done += len(part)
+        yield from found
 
 
 def _predict(model: Model, windows: Tensor, settings: EvaluateConfig) -> Tensor:

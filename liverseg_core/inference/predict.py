@@ -18,6 +18,7 @@ from liverseg_core.inference.findings import findings
 from liverseg_core.inference.inference import predict_planes
 from liverseg_core.inference.postprocess import postprocess
 from liverseg_core.models.model import Model
+from liverseg_core.out_of_memory import no_room_on_gpu, out_of_memory
 from liverseg_core.volumes.nifti import Scan, Volume, as_hu
 from liverseg_core.volumes.planes import stored_planes
 from liverseg_core.volumes.resample import ProbabilityPlane, resample_image, resample_probabilities
@@ -85,7 +86,8 @@ def segment_scan(model: Model, scan: Prepared, watch: Watch | None = None) -> Se
     """Segment a scan, as the model was when it was measured (its `inference` settings).
 
     Raises:
-        LiversegError: LS524 when the network's outputs are no numbers.
+        LiversegError: LS524 when the network's outputs are no numbers, LS705 when a GPU's memory is short.
+        MemoryError: When the machine's is.
     """
     ruleless = canonical_label(model, scan.image, scan.target, watch)
     spacing_mm = scan.target.source.spacing_mm
@@ -109,7 +111,8 @@ def segment(model: Model, volume: Volume) -> Label:
 
     Raises:
         LiversegError: LS318 for voxel values that can't be HU, LS319 for a scan that would become too large,
-            LS524 when the network's outputs are no numbers.
+            LS524 when the network's outputs are no numbers, LS705 when a GPU's memory is too small.
+        MemoryError: When the machine's is.
     """
     target = plan_target(volume.header, model.spec.ingest)
     image: Image = np.stack(list(image_planes(volume, target))).T
@@ -132,10 +135,11 @@ def canonical_label(model: Model, image: Image, target: Target, watch: Watch | N
     """
     label = np.empty(target.source.shape, np.uint8, order="F")
     planes = predict_planes(model, image, model.inference)
-    for k, plane in enumerate(resample_probabilities(planes, target.grid, target.source)):
-        label[:, :, k] = plane.argmax(axis=0).T
-        if watch:
-            watch(k, plane)
+    with out_of_memory(no_room_on_gpu):
+        for k, plane in enumerate(resample_probabilities(planes, target.grid, target.source)):
+            label[:, :, k] = plane.argmax(axis=0).T
+            if watch:
+                watch(k, plane)
     return label
 
 

@@ -40,7 +40,7 @@ def predict_scan(wanted: Wanted, model: Path, device: str) -> dict[str, Any]:
 
     Raises:
         LiversegError: LS301, LS311 to LS319 and LS352 to LS355 for a scan that can't be used; LS208 and LS701
-            where files can't be written; LS703; what `load_model` and `segment` raise.
+            where files can't be written; LS703, LS705; what `load_model` and `segment` raise.
     """
     try:
         # A scan that is none is found before a model is loaded for it.

@@ -42,7 +42,8 @@ class AHNet(nn.Module):
         self.pool1 = nn.MaxPool3d((1, 1, 2))
         self.bn0 = nn.BatchNorm3d(STEM)
         self.relu = nn.ReLU(inplace=True)
-        # windows that overlap would make its gradient depend on the order of sums
+        # Windows that overlap would make its gradient depend on the order of sums: CUDA adds atomically, and
+        # torch calls all max pooling non-deterministic there. Without overlap each voxel gets one addend.
         self.maxpool = nn.MaxPool3d(3, 2, 1) if upsample == "trilinear" else nn.MaxPool3d(2)
 
         outputs = [width * EXPANSION for width in WIDTHS]

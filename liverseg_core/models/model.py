@@ -18,14 +18,16 @@ from liverseg_core.classes import CLASSES
 from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig, Section, Triple
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError
+from liverseg_core.models.device import device_name, pick_device
 from liverseg_core.models.known_data import KnownData, read_known
 from liverseg_core.models.model_folder import INFERENCE, SPEC, WEIGHTS, check_model
 from liverseg_core.models.networks import Ensemble, build_network
+from liverseg_core.out_of_memory import no_room_on_gpu, out_of_memory
 
 # fmt: off
 __all__ = [
     "INFERENCE", "SPEC", "WEIGHTS", "Model", "ModelSpec",
-    "load_model", "load_weights", "pick_device", "save_model",
+    "device_name", "load_model", "load_weights", "pick_device", "save_model",
 ]
 # fmt: on
 
@@ -75,7 +77,8 @@ def load_model(folder: Path, device: str = "auto") -> Model:
 
     Raises:
         LiversegError: LS501 or LS502 when the folder is an artifact and not as it was made; LS521 when a file
-            is missing; LS522 when one is damaged or does not fit the other.
+            is missing; LS522 when one is damaged or does not fit the other; LS271 for the device, LS705 when
+            the model does not fit on it.
     """
     check_model(folder)
     try:
@@ -100,7 +103,9 @@ def load_model(folder: Path, device: str = "auto") -> Model:
             "Fetch or copy the model again, or train it again",
         ) from None
     chosen = pick_device(device)
-    return Model(network.to(chosen).eval(), spec, chosen, inference, read_known(folder))
+    with out_of_memory(no_room_on_gpu):
+        network = network.to(chosen).eval()
+    return Model(network, spec, chosen, inference, read_known(folder))
 
 
 def _network(spec: ModelSpec) -> nn.Module:
@@ -127,32 +132,3 @@ def load_weights(folder: Path, network: nn.Module, config: NetworkConfig) -> Non
             f"Set train.network to {json.dumps(model.spec.network.canonical())}, or start without that model",
         )
     network.load_state_dict(model.network.state_dict())
-
-
-def device_name(device: torch.device, processes: int = 1) -> str:
-    """What a person calls a device, or the one that each of several processes has."""
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({threads} thread{'s' * (threads > 1)})"
-    else:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return f"{processes} × {name}" if processes > 1 else name
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this name; `auto` is the GPU where there is one.
-
-    Raises:
-        LiversegError: LS271 when there is no such device.
-    """
-    try:
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise LiversegError(
-            "LS271",
-            f"compute.device {name!r} is not usable here ({str(error).splitlines()[0]})",
-            "auto, cpu, cuda or cuda:N with a GPU N",
-            "Set compute.device to auto",
-        ) from None
-    return chosen

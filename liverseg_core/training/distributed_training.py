@@ -95,7 +95,7 @@ def join(device: str) -> Iterator[World]:
         yield World(pick_device(device))
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    own_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    own_gpu = device in ("auto", "cuda") and on_gpu(device)
     chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}" if own_gpu else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -108,7 +108,7 @@ def join(device: str) -> Iterator[World]:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         raise lost_process(
-            f"process {rank} of {size} lost the others ({str(error).splitlines()[0]})"
+            f"process {rank} of {size} lost the others ({str(error).splitlines()[0]})", device
         ) from error
     finally:
         distributed.destroy_process_group()
@@ -130,12 +130,22 @@ def share_of_batch(batch_size: int, accumulate: int, processes: int) -> int:
     return batch_size // (accumulate * processes)
 
 
-def lost_process(what: str) -> LiversegError:
-    """What is raised when one of the processes is no more."""
+def on_gpu(device: str) -> bool:
+    """Whether `compute.device` is a GPU here."""
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def lost_process(what: str, device: str) -> LiversegError:
+    """What is raised when one of the processes is no more.
+
+    Fewer processes need less of the machine's memory, but leave each GPU more of the batch.
+    """
+    less = ("compute.loader_workers", "compute.resident_mb")
+    first, second = less if on_gpu(device) else ("compute.processes", "train.batch_size")
     return LiversegError(
         LOST,
         f"training stopped: {what}",
         "all training processes alive to the end",
-        "Run the same command again to go on from the last checkpoint; where it ran out of memory, lower "
-        "compute.processes or train.batch_size",
+        "Run the same command again to go on from the last checkpoint; where the machine ran out of memory, "
+        f"lower {first} or {second}",
     )

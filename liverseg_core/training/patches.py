@@ -35,17 +35,18 @@ def patch_stream(
         steps: May have a stride: process r of w takes every w-th.
         batch_size: Patches of a batch.
         compute: How many worker processes read ahead.
-        device: Where batches are augmented, and then lie, if `train.augment.on` is device.
+        device: Where batches go: for a GPU they lie in pinned memory. They are augmented, and then lie, there
+            if `train.augment.on` is device.
     """
     if dataset.config.loader == "queue":
         from liverseg_core.training.queue_loader import queue_batches  # torchio takes a second to import
 
         return queue_batches(dataset, steps, batch_size, compute)
-    numbers = _Numbers(steps, batch_size)
+    numbers, pinned = _Numbers(steps, batch_size), device.type == "cuda"
     if dataset.config.augment.on == "device":
-        cuts = _loader(_Cuts(dataset), numbers, batch_size, compute)
+        cuts = _loader(_Cuts(dataset), numbers, batch_size, compute, pinned)
         return _augmented(cuts, dataset.config, device)
-    return _loader(dataset, numbers, batch_size, compute)
+    return _loader(dataset, numbers, batch_size, compute, pinned)
 
 
 class _Cuts(Dataset[Cut]):
@@ -73,7 +74,7 @@ class _Numbers:
 
 
 def _loader(
-    dataset: Dataset[Any], numbers: _Numbers, batch_size: int, compute: ComputeConfig
+    dataset: Dataset[Any], numbers: _Numbers, batch_size: int, compute: ComputeConfig, pinned: bool
 ) -> "DataLoader[Any]":
     workers = compute.loader_workers
     context = multiprocessing.get_context("forkserver")  # threads do not survive a fork
@@ -85,7 +86,7 @@ def _loader(
         num_workers=workers,
         multiprocessing_context=context if workers else None,
         worker_init_fn=_ignore_interrupt if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         generator=torch.Generator(),  # or the loader would draw its base seed from the training's generator
         collate_fn=_as_they_are,
     )

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from liverseg_core.durable import write_atomically
 from liverseg_core.errors import Interrupted
 from liverseg_core.models.model import SPEC, Model, ModelSpec, save_model
 from liverseg_core.models.networks import check_patch_size
+from liverseg_core.out_of_memory import out_of_memory
 from liverseg_core.training.checkpoint import Checkpoint, load_best, save_best, save_checkpoint
 from liverseg_core.training.distributed_training import World, join, joined, share_of_batch, world_size
 from liverseg_core.training.interruption import repeatable, stop_signal
 from liverseg_core.training.losses import Loss, build_loss, count, means
+from liverseg_core.training.no_room import no_room
 from liverseg_core.training.optimisation import follow, learning_rate
 from liverseg_core.training.patch_dataset import PatchDataset
 from liverseg_core.training.patches import patch_stream
@@ -60,7 +63,8 @@ def train(job: TrainJob, staging: Path, log: Log) -> Facts:
         Interrupted: On SIGTERM and SIGINT, after saving a checkpoint.
         LiversegError: LS271 for the device; LS272 when the loss stops being a number; LS273, LS274 for a
             network that does not fit; LS275 for a batch that does not divide; LS371, LS372 for cases that
-            cannot be trained on; LS531 to LS533 for checkpoints; LS771 when a training process is lost.
+            cannot be trained on; LS531 to LS533 for checkpoints; LS704 when memory is wanting; LS771 when a
+            training process is lost.
     """
     config = job.config
     processes = world_size(job.compute.processes)
@@ -70,7 +74,7 @@ def train(job: TrainJob, staging: Path, log: Log) -> Facts:
         return _finish(staging, [_facts(staging)["steps"]])
     if processes > 1 and not joined():
         return launch(job, staging, processes, log)
-    with join(job.compute.device) as world:
+    with join(job.compute.device) as world, out_of_memory(partial(no_room, job, world)):
         state = begin(job, staging / CHECKPOINTS, world.device, world.first)
         exact = world.device.type == "cpu" or job.compute.deterministic
         with repeatable(exact), memory_kept(), stop_signal() as stopped:
@@ -144,6 +148,10 @@ def _step(run: _Run, state: State, forward: nn.Module, loss_of: Loss, batches: I
         # first there, then in order: the other way round the CPU would turn it
         x = image.to(world.device, non_blocking=True).contiguous(memory_format=order)
         y = label.to(world.device, non_blocking=True)
+        if (
+            world.device.type != "cpu"
+        ):  # z-fastest as logits are: a GPU reads side by side; a CPU need not turn
+            y = y.contiguous()
         with world.gradients(forward, shared=part == config.accumulate - 1):
             with run.autocast():
                 outputs = forward(x)

@@ -64,7 +64,7 @@ def launch(
         raise Interrupted(*value)
     if name == "error" and value[0] != LOST:
         raise LiversegError(*value)
-    raise lost_process(lost or "its processes lost each other")
+    raise lost_process(lost or "its processes lost each other", job.compute.device)
 
 
 def _start(path: Path, rank: int, size: int, report: int) -> subprocess.Popen[str]:

@@ -108,6 +108,13 @@ def test_gpu_nodes_are_found_by_what_terraform_gives_them() -> None:
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_workers_with_a_gpu_use_it_or_stop() -> None:
+    for name, expected in (("gpu-worker", "cuda"), ("cpu-worker", None)):
+        of_pod = {pair["name"]: pair["value"] for pair in PODS[name][0]["containers"][0]["env"]}
+        for environment in (of_pod, SERVICES[name]["environment"]):
+            assert environment.get("LIVERSEG_COMPUTE__DEVICE") == expected
+
+
 @pytest.mark.parametrize(
     "environment", [SETTINGS, *(SERVICES[name]["environment"] for name in ("cpu-worker", "gpu-worker"))]
 )
