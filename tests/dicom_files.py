@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from tiny_model import tiny_spec, write_tiny_model
 
-from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.dicom.files import CT
-from liverseg_core.models.model import ModelSpec, save_model
-from liverseg_core.models.networks import build_network
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CANARY = "Canary^Patient"
@@ -52,15 +50,4 @@ def write_series(folder: Path, volume: np.ndarray, affine: np.ndarray, intercept
 
 def make_model(folder: Path) -> Path:
     """A network that was never trained, whose labels are of all classes."""
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(32, 32, 32),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=(3, 3, 3)),
-        data_key="none",
-    )
-    folder.mkdir()
-    save_model(folder, build_network(network, seed=8), spec)
-    return folder
+    return write_tiny_model(folder, tiny_spec(32, 3))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.commands.batch import end_batch
 from flows.commands.options import Config, Dask, Device, Json, Store, print_json
 from flows.commands.scan_paths import label_paths, refuse_replacing, scans_of
 from flows.console import DATA, plain_table, say, watching
@@ -88,10 +89,9 @@ def predict(
         say(f"{scan}: {'; '.join(found[scan]['remarks'])}")
     if strict and doubtful:
         say(f"--strict: {len(doubtful)} of {counted(len(wanted), 'label')} in doubt, though written")
-    for scan, error in errors.items():
-        say(f"{scan}: {error}")
-    if errors or (strict and doubtful):
-        raise typer.Exit(ExitCode.PARTIAL if found else next(iter(errors.values())).exit_code)
+    end_batch(errors, bool(found))
+    if strict and doubtful:
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
 def _show(found: Sequence[dict[str, Any]], as_json: bool) -> None:

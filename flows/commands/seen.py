@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.batch import end_batch
 from flows.commands.options import Config, Json, Store, print_json
 from flows.commands.scan_paths import scans_of
 from flows.console import DATA, plain_table, say, watching
-from liverseg_core.errors import ExitCode, LiversegError
+from liverseg_core.errors import LiversegError
 
 if TYPE_CHECKING:
     from liverseg_core.models.known_data import SeenCase
@@ -53,10 +54,7 @@ def seen(
     if len(errors) == len(paths) == 1:
         raise next(iter(errors.values()))
     _show(found, known.complete if known else None, as_json)
-    for path, error in errors.items():
-        say(f"{path}: {error}")
-    if errors:
-        raise typer.Exit(ExitCode.PARTIAL if found else next(iter(errors.values())).exit_code)
+    end_batch(errors, bool(found))
 
 
 def _show(found: Sequence[tuple[Path, Sequence["SeenCase"]]], complete: bool | None, as_json: bool) -> None:

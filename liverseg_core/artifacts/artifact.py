@@ -81,15 +81,23 @@ def digest_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(path: Path) -> Artifact | None:
-    """Return the artifact in a folder on this machine, or None where there is no complete one."""
+def load(path: Path, *, renamed: bool = False) -> Artifact | None:
+    """Return the artifact in a folder on this machine, or None where there is no complete one.
+
+    Args:
+        path: The folder.
+        renamed: Whether it may have another name than its key, as a copy has.
+
+    Raises:
+        LiversegError: LS501 for a damaged manifest, or one of another key.
+    """
     try:
         data = (path / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
         data = b""
-    return Artifact(path, parse_manifest(data, path.name, path), cached=True)
+    return Artifact(path, parse_manifest(data, None if renamed else path.name, path), cached=True)
 
 
 def parse_manifest(data: bytes, key: str | None, place: object) -> Facts:

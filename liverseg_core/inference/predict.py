@@ -10,7 +10,7 @@ import numpy as np
 
 from liverseg_core.arrays import Image, Label
 from liverseg_core.artifacts.artifact import Facts
-from liverseg_core.cases.scan_flags import anatomy_of, scan_facts
+from liverseg_core.cases.scan_facts import anatomy_of, scan_facts
 from liverseg_core.cases.scan_identity import ScanIdentifier, identifying
 from liverseg_core.cases.target import Target, image_planes, plan_target
 from liverseg_core.inference.doubts import Doubts, doubts, label_facts, second_part

@@ -9,6 +9,7 @@ import torch
 
 from liverseg_core.errors import LiversegError
 from liverseg_core.out_of_memory import no_room_on_gpu, out_of_memory
+from liverseg_core.words import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -20,8 +21,7 @@ USABLE = "a GPU from Turing on, NVIDIA's driver 580 or newer, and a torch that i
 def device_name(device: torch.device, processes: int = 1) -> str:
     """What a person calls a device, or the one that each of several processes has."""
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({threads} thread{'s' * (threads > 1)})"
+        name = f"CPU ({counted(torch.get_num_threads(), 'thread')})"
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return f"{processes} × {name}" if processes > 1 else name

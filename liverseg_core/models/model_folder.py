@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from liverseg_core.artifacts.artifact import MANIFEST, Artifact, parse_manifest, verify
+from liverseg_core.artifacts.artifact import load, verify
 from liverseg_core.artifacts.stages import TRAIN
 from liverseg_core.errors import LiversegError
 
@@ -29,7 +29,7 @@ def check_model(folder: Path) -> None:
         LiversegError: LS501 for a damaged manifest, LS502 for a file that is missing or changed.
     """
     with _not_ours_to_delete(folder):
-        artifact = _artifact(folder)
+        artifact = load(folder, renamed=True)
         if artifact:  # safetensors know no checksum: a flipped bit would be another weight
             verify(artifact, only=FILES)
 
@@ -41,7 +41,7 @@ def renamed_from(folder: Path) -> str | None:
         LiversegError: LS501, as `check_model`.
     """
     with _not_ours_to_delete(folder):
-        artifact = _artifact(folder)
+        artifact = load(folder, renamed=True)
     if artifact is None or artifact.manifest["key"] == folder.absolute().name:
         return None
     key: str = artifact.manifest["key"]
@@ -58,16 +58,6 @@ def _not_ours_to_delete(folder: Path) -> Iterator[None]:
             raise
         remedy = "Copy the model's folder again, or name the model in its store or registry"
         raise LiversegError(error.code, error.what, error.allowed, remedy) from None
-
-
-def _artifact(folder: Path) -> Artifact | None:
-    try:
-        data = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError:
-        data = b""
-    return Artifact(folder, parse_manifest(data, None, folder), cached=True)
 
 
 def _is_stored(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from liverseg_core.errors import ExitCode, LiversegError, as_coded
 from liverseg_core.inference.predict import prepare, segment_scan
 from liverseg_core.models.model import WEIGHTS, Model, load_model
 from liverseg_core.volumes.nifti import Scan, open_nifti, open_scan, write_label
+from liverseg_core.words import counted
 
 FORMS = ("array", "nifti", "none")
 
@@ -112,7 +113,7 @@ def _scan(rows: list[Mapping[str, Any]]) -> Scan:
             data = _as_file(voxels, matrix)
             return open_scan([data], len(data), "image")
     kinds = sorted({f"{name}: {type(value).__name__}" for row in given for name, value in row.items()})
-    raise _not_one_scan(f"{len(rows)} row{'s' * (len(rows) != 1)} with {', '.join(kinds) or 'nothing'}")
+    raise _not_one_scan(f"{counted(len(rows), 'row')} with {', '.join(kinds) or 'nothing'}")
 
 
 def _is_missing(value: Any) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 import cc3d
 import numpy as np
 import pytest
+from held_flags import scan_flags
 from scipy.ndimage import binary_dilation
 
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.data_report import MEANING, describe
 from liverseg_core.cases.ingest import ingest_case
 from liverseg_core.cases.label_survey import LabelSurvey
-from liverseg_core.cases.scan_flags import scan_flags
 from liverseg_core.cases.target import image_planes, plan_target
 from liverseg_core.cases.verify import verify_case
 from liverseg_core.config import IngestConfig

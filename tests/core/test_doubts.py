@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from liverseg_core.cases.label_survey import LabelSurvey
-from liverseg_core.cases.scan_flags import anatomy_of
+from liverseg_core.cases.scan_facts import anatomy_of
 from liverseg_core.cases.scan_identity import ScanIdentity, identify
 from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError

@@ -12,10 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_model import tiny_spec, write_tiny_model
 
-from liverseg_core.config import EvaluateConfig, IngestConfig, NetworkConfig
-from liverseg_core.models.model import INFERENCE, ModelSpec, save_model
-from liverseg_core.models.networks import build_network
+from liverseg_core.config import EvaluateConfig
+from liverseg_core.models.model import INFERENCE
 
 SPARED = {"nibabel", "pydicom", "numba", "zarr", "mlflow", "prefect", "distributed", "torchio", "matplotlib"}
 """Libraries that a small scan needs none of; each takes a good part of a second or of 100 MB."""
@@ -33,16 +33,7 @@ KEYS = VALUES | {"image", "label", "flags", "remarks"}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was never trained, whose labels are of all classes."""
     folder = tmp_path_factory.mktemp("model")
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(16, 16, 16),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=(2, 2, 2)),
-        data_key="none",
-    )
-    save_model(folder, build_network(network, seed=8), spec)
+    write_tiny_model(folder, tiny_spec(16, 2))
     (folder / INFERENCE).write_text(json.dumps(EvaluateConfig(overlap=0.5).canonical()))
     return folder
 

@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tiny_model import tiny_spec, write_tiny_model
 
-from liverseg_core.config import IngestConfig, NetworkConfig, RegisterConfig
+from liverseg_core.config import RegisterConfig
 from liverseg_core.evaluation.measures import CaseScore, Overlap, summarise
-from liverseg_core.models.model import ModelSpec, save_model
-from liverseg_core.models.networks import build_network
 from tasks.registry.promotion import Seen
 from tasks.registry.publish import Registration
 from tasks.registry.tracking import Tracking, connect, open_run
@@ -34,16 +33,7 @@ def store(session_store: Path, monkeypatch: pytest.MonkeyPatch) -> Tracking:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was never trained, as a model's folder."""
     folder = tmp_path_factory.mktemp("model")
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(16, 16, 16),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=None),
-        data_key="d" * 32,
-    )
-    save_model(folder, build_network(network), spec)
+    write_tiny_model(folder, tiny_spec(16, None, "d" * 32), seed=0)
     (folder / "checkpoint.bin").write_bytes(b"not for the registry")
     return folder
 

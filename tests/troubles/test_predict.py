@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from tiny_model import tiny_spec, write_tiny_model
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -22,12 +23,9 @@ from liverseg_core.artifacts.artifact import Recipe
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.artifacts.produce import produce
 from liverseg_core.artifacts.stages import TRAIN
-from liverseg_core.config import IngestConfig, NetworkConfig
 from liverseg_core.errors import LiversegError
 from liverseg_core.inference.opened import identify_path
 from liverseg_core.models.known_data import SeenCase, SeenCases, write_seen
-from liverseg_core.models.model import ModelSpec, save_model
-from liverseg_core.models.networks import build_network
 from liverseg_core.phantom.case import phantom_case
 from liverseg_core.sources.source import open_source
 from liverseg_core.words import counted
@@ -69,16 +67,7 @@ def run(*arguments: object) -> Said:
 
 def made_model(folder: Path) -> dict[str, Any]:
     """A network that was never trained."""
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(32, 32, 32),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=(5, 5, 5)),
-        data_key="none",
-    )
-    save_model(folder, build_network(network, seed=8), spec)
+    write_tiny_model(folder, tiny_spec(32, 5))
     return {}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
+from tiny_model import NETWORK, tiny_spec
 
 from flows.commands.case_table import case_table
 from flows.commands.predict import say_caveats
@@ -321,17 +322,8 @@ def served() -> Any:
     from liverseg_core.models.networks import build_network
     from tasks.registry.pyfunc import SegmentationModel
 
-    network = NetworkConfig(channels=(4, 8))
-    spec = ModelSpec(
-        network=network,
-        activation="softmax",
-        patch_size=(16, 16, 16),
-        window_hu=(-200, 300),
-        ingest=IngestConfig(spacing_mm=None),
-        data_key="d" * 32,
-    )
     model = SegmentationModel()
-    model.model = Model(build_network(network).eval(), spec, pick_device("cpu"))
+    model.model = Model(build_network(NETWORK).eval(), tiny_spec(16, None, "d" * 32), pick_device("cpu"))
     return model
 
 

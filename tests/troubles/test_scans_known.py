@@ -12,12 +12,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from held_flags import scan_flags
 
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.case_record import case_recipe, record
 from liverseg_core.cases.data_report import MEANING, describe
 from liverseg_core.cases.ingest import ingest_case
-from liverseg_core.cases.scan_flags import scan_flags
 from liverseg_core.cases.scan_identity import identify
 from liverseg_core.cases.split import split_cases
 from liverseg_core.cases.target import image_planes, label_planes, plan_target

@@ -1,4 +1,4 @@
-"""The flags of a scan that is held whole: what `verify` and `ingest` would say of it, by the same measures.
+"""The facts of a scan that is held whole: what `verify` and `ingest` gather of it, by the same measures.
 
 Where a scan streams past, as in ingest, its facts are gathered on the way; here they come from the volume
 that a prediction is made of. Nothing of numba is imported: a small scan is predicted without it.
@@ -9,43 +9,21 @@ import numpy as np
 from liverseg_core.arrays import Image, Label
 from liverseg_core.artifacts.artifact import Facts
 from liverseg_core.cases.anatomy import CoarseScan
-from liverseg_core.cases.data_report import flags_of
 from liverseg_core.cases.intensity import LOWEST, Histogram, body_facts
 from liverseg_core.cases.target import Target
-from liverseg_core.classes import N_CLASSES
 from liverseg_core.volumes.nifti_header import NiftiHeader
 
 PIECE = 1 << 22
 """Voxels counted at a time: bincount widens to 64 bits."""
 
 
-def scan_flags(header: NiftiHeader, target: Target, image: Image, label: Label | None = None) -> list[str]:
-    """What is odd about a scan, as names in `liverseg_core.cases.data_report.MEANING`.
+def scan_facts(header: NiftiHeader, target: Target, image: Image) -> Facts:
+    """What `flags_of` needs of a scan, but for its anatomy.
 
     Args:
         header: Of the scan, corrected where somebody knows better.
         target: Where its voxels went.
         image: HU on the case's grid, canonical (`target.grid`).
-        label: Its label, canonical at the scan's own spacing (`target.source`). How tumours lie to the liver,
-            and the liver to the scan's edge, is not looked at.
-    """
-    facts = scan_facts(header, target, image)
-    if label is None:
-        return [*flags_of({**facts, "anatomy": anatomy_of(target, image)})]
-    voxels = [int(np.count_nonzero(label == c)) for c in range(N_CLASSES)]
-    described = {
-        "flags": facts["flags"] + (["no-liver"] if voxels[1] == 0 else []),
-        "native_label": {"voxels": voxels, "tumours_outside_liver": 0},
-        "anatomy": anatomy_of(target, image, label),
-    }
-    return [*flags_of({**facts, **described})]
-
-
-def scan_facts(header: NiftiHeader, target: Target, image: Image) -> Facts:
-    """What `flags_of` needs of a scan, but for its anatomy.
-
-    Args:
-        header: As of `scan_flags`; so are the others.
     """
     return {
         "flags": [*header.flags],
@@ -58,7 +36,13 @@ def scan_facts(header: NiftiHeader, target: Target, image: Image) -> Facts:
 
 
 def anatomy_of(target: Target, image: Image, label: Label | None = None) -> Facts | None:
-    """How the body lies in a scan, and the liver of its label, if there is one, in it; as of `scan_flags`."""
+    """How the body lies in a scan, and in it the liver of its label, if there is one.
+
+    Args:
+        target: As of `scan_facts`; so is the next.
+        image: Of the scan.
+        label: Canonical, at the scan's own spacing (`target.source`).
+    """
     coarse = CoarseScan(target.grid.shape, target.grid.spacing_mm)
     coarse.add(0, image.T, None)
     if label is not None:
