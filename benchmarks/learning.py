@@ -27,9 +27,9 @@ from peers_environment import python_of, run_in
 from flows.settings import load_settings
 from liverseg_core.artifacts.local_store import LocalStore
 from liverseg_core.cases.ingest import ingest_case
+from liverseg_core.drawing import BACKGROUND, FAINT, INK
 from liverseg_core.evaluation.score import score
 from liverseg_core.phantom.dataset import PhantomSpec, write_phantom_tar
-from liverseg_core.pictures import BACKGROUND, FAINT, INK
 from liverseg_core.sources.source import open_source
 
 RESULTS = Path(__file__).parent / "results"

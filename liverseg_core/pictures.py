@@ -1,10 +1,9 @@
-"""Pictures a person looks at: a case in three planes with its labels, and Dice at a glance.
+"""A picture a person looks at: a case in three planes with its labels.
 
 Figures are drawn through matplotlib's object interface, without pyplot's global state, so that any thread can
 make them; the PNG holds neither date nor software, so that the same input gives the same bytes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Bool
 
 from liverseg_core.arrays import Image, Label, Shape, Spacing
 from liverseg_core.classes import GROUP_NAMES
-from liverseg_core.words import counted
+from liverseg_core.drawing import BACKGROUND, FAINT, INK, LIVER, TUMOUR, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +24,6 @@ WINDOW_HU = (-160, 240)
 BODY_HU = -200
 """What is brighter is body, for cropping."""
 
-BACKGROUND, INK, FAINT = "#101014", "#e8e8ec", "#9a9aa6"
-LIVER, TUMOUR = "#b45cff", "#ffd500"
-"""A purple light enough to show on grey, and yellow."""
 FILL_ALPHA = {1: 0.32, 2: 0.6}
 """A tumour is small, and lies in grey that the liver's purple has left alone."""
 
@@ -92,40 +88,7 @@ def overlay_png(
         axes.set_title(f"{plane.name}, {where}", color=FAINT, fontsize=9, pad=4)
         left += wide + GAP_INCHES
     _draw_caption(figure, title, label is not None, prediction is not None)
-    _save(figure, path)
-
-
-def dice_plot_png(path: Path, per_case: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw every case's Dice as a dot, over a box per class group; NaN is left out and counted.
-
-    Args:
-        path: The PNG to write.
-        per_case: Case name → class group → Dice.
-    """
-    from matplotlib.figure import Figure
-
-    groups = list(dict.fromkeys(group for dices in per_case.values() for group in dices))
-    figure = Figure(
-        (1.2 + 2.6 * max(len(groups), 1), 5.4), dpi=100, facecolor=BACKGROUND, layout="constrained"
-    )
-    axes = figure.add_subplot(facecolor=BACKGROUND)
-    names = []
-    lowest = 1.0
-    for at, group in enumerate(groups):
-        dices = {case: d[group] for case, d in per_case.items() if group in d and not math.isnan(d[group])}
-        names.append(f"{GROUP_NAMES[group]}\n{_summary(list(dices.values()), len(per_case))}")
-        if dices:
-            _draw_group(axes, at, dices, LIVER if group.startswith("liver") else TUMOUR)
-            lowest = min(lowest, *dices.values())
-    axes.set_xlim(-0.45, max(len(groups), 1) - 0.25)
-    axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.3) / 10), 1.005)
-    axes.set_xticks(range(len(groups)), names, color=INK)
-    axes.set_title(f"Dice by case, {counted(len(per_case), 'case')}", color=INK, fontsize=12, loc="left")
-    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
-    axes.grid(axis="y", color="#33333c", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def case_title(case: str, score: Mapping[str, Any]) -> str:
@@ -272,33 +235,3 @@ def _draw_caption(figure: "Figure", title: str, with_label: bool, with_predictio
             handles=handles, loc="lower left", bbox_to_anchor=(margin, 0.3 / height), ncols=len(handles),
             frameon=False, labelcolor=INK, fontsize=9.5, handlelength=1.6, borderaxespad=0, borderpad=0.3,
         )  # fmt: skip
-
-
-def _summary(dices: Sequence[float], cases: int) -> str:
-    absent = f", {cases - len(dices)} undefined" if len(dices) < cases else ""
-    mean = f"mean {sum(dices) / len(dices):.3f}\n" if dices else "\n"
-    return f"{mean}n = {len(dices)}{absent}"
-
-
-def _draw_group(axes: "Axes", at: int, dices: Mapping[str, float], colour: str) -> None:
-    """A box, the dots beside one another where they would overlap, and the worst case's name."""
-    values = sorted(dices.values())
-    line = {"color": colour, "linewidth": 1.3}
-    axes.boxplot(
-        values, positions=[at], widths=0.5, showfliers=False, patch_artist=True,
-        boxprops={"facecolor": colour + "22", "edgecolor": colour, "linewidth": 1.3},
-        medianprops={"color": INK, "linewidth": 2}, whiskerprops=line, capprops=line, manage_ticks=False,
-    )  # fmt: skip
-    offsets = [0.12 * (-1, 0, 1)[rank % 3] for rank in range(len(values))]
-    axes.scatter(
-        [at + o for o in offsets], values, s=26, color=colour, edgecolor=BACKGROUND, zorder=3, clip_on=False
-    )
-    worst = min(dices, key=lambda case: (dices[case], case))
-    axes.annotate(
-        f"lowest: {worst}", (at + 0.25, dices[worst]), xytext=(4, 0), textcoords="offset points",
-        color=FAINT, fontsize=8, va="center", parse_math=False,
-    )  # fmt: skip
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})

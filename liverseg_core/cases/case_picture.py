@@ -13,8 +13,9 @@ from liverseg_core.cases.ingest import case_slabs
 from liverseg_core.cases.scans import open_scans
 from liverseg_core.cases.target import plan_target
 from liverseg_core.config import IngestConfig
+from liverseg_core.drawing import BACKGROUND
 from liverseg_core.errors import LiversegError
-from liverseg_core.pictures import BACKGROUND, overlay_png
+from liverseg_core.pictures import overlay_png
 from liverseg_core.sources.source import CaseSource
 
 LONGEST = 320

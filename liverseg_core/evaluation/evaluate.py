@@ -17,6 +17,7 @@ from liverseg_core.config import EvaluateConfig, IngestConfig
 from liverseg_core.durable import write_atomically
 from liverseg_core.errors import LiversegError, as_coded
 from liverseg_core.evaluation.case_view import open_view, read_native
+from liverseg_core.evaluation.dice_plot import dice_plot_png
 from liverseg_core.evaluation.glossary import measures
 from liverseg_core.evaluation.lesions import PRIMARY
 from liverseg_core.evaluation.measures import GROUPS, CaseScore, score_case, summarise
@@ -27,7 +28,7 @@ from liverseg_core.inference.postprocess import best_rules, postprocess, worth_o
 from liverseg_core.inference.predict import segment_prepared
 from liverseg_core.models.known_data import write_measured
 from liverseg_core.models.model import INFERENCE, Model
-from liverseg_core.pictures import case_title, dice_plot_png, overlay_png
+from liverseg_core.pictures import case_title, overlay_png
 from liverseg_core.volumes.nifti import Volume, as_label, read_nifti, write_label
 from liverseg_core.words import counted
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from liverseg_core.drawing import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.evaluation.comparison import Comparison, compare, scores_of
-from liverseg_core.pictures import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.report import svg
 from liverseg_core.report.sources import Rival
 from liverseg_core.report.svg import MARGIN, SMALL, WIDTH, Scale

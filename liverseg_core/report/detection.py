@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from liverseg_core.drawing import FAINT, TUMOUR
 from liverseg_core.evaluation.glossary import CRITERION_NAMES
 from liverseg_core.evaluation.lesions import CRITERIA, SIZES, Detection, Lesions
-from liverseg_core.pictures import FAINT, TUMOUR
 from liverseg_core.report import svg
 from liverseg_core.report.svg import MARGIN, SMALL, WIDTH, Scale
 

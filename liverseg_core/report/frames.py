@@ -15,8 +15,9 @@ from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
 from liverseg_core.arrays import Label
+from liverseg_core.drawing import LIVER, TUMOUR
 from liverseg_core.evaluation.case_view import CaseView
-from liverseg_core.pictures import LIVER, TUMOUR, WINDOW_HU
+from liverseg_core.pictures import WINDOW_HU
 from liverseg_core.report.scene import GAP, GREYS, Scene, panel_boxes, presence
 
 Frame = UInt8[np.ndarray, "h w"]

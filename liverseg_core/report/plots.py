@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from liverseg_core.classes import GROUP_NAMES
+from liverseg_core.drawing import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.evaluation.glossary import term
 from liverseg_core.evaluation.overlap import GROUPS
-from liverseg_core.pictures import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.report import svg
 from liverseg_core.report.agreement import paired_plot, volumes_plot
 from liverseg_core.report.detection import lesions_plot

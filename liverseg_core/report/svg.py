@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from liverseg_core.pictures import BACKGROUND, FAINT, INK, LIVER, TUMOUR
+from liverseg_core.drawing import BACKGROUND, FAINT, INK, LIVER, TUMOUR
 from liverseg_core.training.learning_curves import GRID
 
 WIDTH, MARGIN = 480, 14

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
 from liverseg_core.arrays import Spacing
+from liverseg_core.drawing import LIVER, TUMOUR
 from liverseg_core.evaluation.case_view import CaseView
-from liverseg_core.pictures import BODY_HU, LIVER, TUMOUR, focus
+from liverseg_core.pictures import BODY_HU, focus
 from liverseg_core.report import svg
 from liverseg_core.report.scene import BODY_SHARE
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liverseg_core.pictures import BACKGROUND, FAINT, INK, LIVER, TUMOUR
+from liverseg_core.drawing import BACKGROUND, FAINT, INK, LIVER, TUMOUR, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def learning_curves_png(path: Path, history: Path, resumed_from: Sequence[int], 
         figure.legend(
             handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=9
         )
-    figure.savefig(path, format="png", facecolor=BACKGROUND, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def _plot(axes: "Axes", lines: Sequence[dict[str, float]], name: str, **style: Any) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from liverseg_core.drawing import LIVER, TUMOUR
 from liverseg_core.evaluation.case_view import CaseView
 from liverseg_core.phantom.case import phantom_case
-from liverseg_core.pictures import LIVER, TUMOUR
 from liverseg_core.report import films
 from liverseg_core.report.films import GIF_BYTES, MP4_BYTES, film, poster
 from liverseg_core.report.frames import frames

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from liverseg_core.pictures import LIVER, TUMOUR, dice_plot_png, focus, overlay_png
+from liverseg_core.drawing import LIVER, TUMOUR
+from liverseg_core.evaluation.dice_plot import dice_plot_png
+from liverseg_core.pictures import focus, overlay_png
 
 SPACING_MM = (3.0, 3.0, 5.0)
 SHAPE = (60, 50, 30)
